@@ -1,0 +1,100 @@
+"""What this machine could do at most: its rate in matrix products of the model's own shapes, and the operations a step needs.
+
+A step's share of the ceiling is operations it cannot do without, over its seconds, over that rate. Only needed work counts:
+each prompt once, no padding, logits of scored tokens alone, keys that a query sees, nothing computed twice.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+_REPEATS = 3
+_HEAD_ROWS = 512
+"""Rows of logits in one product: more would measure the memory that holds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The matrices of a model."""
+
+    linears: Counter[tuple[int, int]]
+    """(features in, features out) of every linear layer but the head, and how many layers have it."""
+    head: tuple[int, int]
+    """(hidden size, vocabulary)."""
+    attention_width: int
+    """Attention heads times their size, added over layers."""
+
+
+def shape_of(model: PreTrainedModel) -> ModelShape:
+    """The matrices that a token passes through. Mixtures of experts, where it passes through some, are not counted."""
+    head = model.get_output_embeddings()
+    linears = Counter(
+        _features(module) for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    )
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_hidden_layers * config.num_attention_heads * size
+    vocabulary, hidden = head.weight.shape
+    return ModelShape(linears, (hidden, vocabulary), width)
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    rows, columns = module.weight.shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def needed_flops(shape: ModelShape, lengths: Sequence[tuple[int, int, int]]) -> float:
+    """Operations of one training step on pairs of (prompt, chosen, rejected) tokens.
+
+    Three products for each matrix (output, input gradient, weight gradient) and six for attention (scores and output;
+    gradients of values, probabilities, queries, keys), two operations for each multiply-add.
+    """
+    tokens = sum(sum(pair) for pair in lengths)
+    scored = sum(chosen + rejected for _, chosen, rejected in lengths)
+    weights = sum(count * inner * outer for (inner, outer), count in shape.linears.items())
+    seen = sum(_causal(prompt) + sum(prompt * n + _causal(n) for n in answers) for prompt, *answers in lengths)
+    return 2.0 * (3 * weights * tokens + 3 * shape.head[0] * shape.head[1] * scored + 6 * shape.attention_width * seen)
+
+
+def _causal(tokens: int) -> int:
+    """Pairs of a query and a key that it sees."""
+    return tokens * (tokens + 1) // 2
+
+
+def gemm_rate(shape: ModelShape, tokens: int, scored: int) -> float:
+    """float32 operations a second in the three products of every matrix, each weighted by its share of a step's work.
+
+    `tokens` and `scored` are those of one micro-batch. Buffers are made beforehand, so that nothing but products is timed.
+    """
+    work = [(inner, outer, tokens, count) for (inner, outer), count in shape.linears.items()]
+    head_rows = min(scored, _HEAD_ROWS)
+    work.append((*shape.head, head_rows, scored / head_rows))
+    operations = sum(6.0 * inner * outer * rows * count for inner, outer, rows, count in work)
+    seconds = sum(count * _three_products(inner, outer, rows) for inner, outer, rows, count in work)
+    return operations / seconds
+
+
+def _three_products(inner: int, outer: int, rows: int) -> float:
+    """Median seconds of a linear layer's products in training."""
+    inputs, weight, outputs = torch.randn(rows, inner), torch.randn(outer, inner), torch.empty(rows, outer)
+    dinputs, dweight = torch.empty(rows, inner), torch.empty(outer, inner)
+
+    def products() -> None:
+        torch.mm(inputs, weight.T, out=outputs)
+        torch.mm(outputs, weight, out=dinputs)
+        torch.mm(outputs.T, inputs, out=dweight)
+
+    return median(_timed(products) for _ in range(_REPEATS + 1))
+
+
+def _timed(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,115 @@
+"""Which rows make which step. A step is a function of its number alone, so resuming needs no state."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpolish.data.pack import Packing, collate
+from dpolish.tensors import Example, PackedBatch
+
+RowIndices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The rows of each file, and each file's share of an epoch; no shares means every row once."""
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Rows in one epoch: as many as there are, whatever the shares."""
+        return sum(self.sizes)
+
+
+def order(seed: int, epoch: int, sources: Sources) -> RowIndices:
+    """The rows of an epoch (0-based) in training order: a function of seed, epoch and the kept rows alone.
+
+    Without weights it is `numpy.random.default_rng([seed, epoch]).permutation(number of rows)`, rows counted in file
+    order. With weights each file gives its share of the epoch's rows (largest remainders round up): a permutation of the
+    file, repeated with new permutations where the share is larger than the file.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if sources.weights is None:
+        return generator.permutation(sources.epoch_size)
+    starts = np.concatenate([[0], np.cumsum(sources.sizes)[:-1]])
+    drawn = [
+        start + _draw(generator, size, share)
+        for start, size, share in zip(starts, sources.sizes, _shares(sources), strict=True)
+    ]
+    return generator.permutation(np.concatenate(drawn))
+
+
+def _draw(generator: np.random.Generator, size: int, share: int) -> RowIndices:
+    rounds = -(-share // size)
+    return np.concatenate([generator.permutation(size) for _ in range(max(rounds, 1))])[:share]
+
+
+def _shares(sources: Sources) -> list[int]:
+    assert sources.weights is not None
+    total = sum(sources.weights)
+    exact = [sources.epoch_size * weight / total for weight in sources.weights]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
+    for index in by_remainder[: sources.epoch_size - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class BatchGroup:
+    """The micro-batches of one optimizer step (or of one validation batch)."""
+
+    epoch: int
+    """0-based."""
+    rows: RowIndices
+    """The rows of the global batch, in order."""
+    batches: tuple[PackedBatch, ...]
+
+    @property
+    def weight(self) -> int:
+        """What the loss is divided by: the pairs of the global batch. Known without a collective."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Examples and their reference log-probabilities, dealt in global batches."""
+
+    examples: Sequence[Example]
+    reference: npt.NDArray[np.float32]
+    """(N, completions of an example): log-probabilities under the reference."""
+    global_batch_size: int
+    packing: Packing
+
+    def group(self, epoch: int, rows: RowIndices) -> BatchGroup:
+        """The micro-batches of one global batch."""
+        examples = [self.examples[row] for row in rows]
+        batches = tuple(
+            collate([examples[i] for i in part], self.packing, self.reference[rows[part]].tolist())
+            for part in self.packing.split(examples)
+        )
+        return BatchGroup(epoch, rows, batches)
+
+    def training_groups(
+        self, seed: int, sources: Sources, steps_per_epoch: int, start: int = 0
+    ) -> Iterator[BatchGroup]:
+        """Endless training groups from optimizer step `start` (0-based) on; a short last batch is used as it is."""
+        step = start
+        while True:
+            epoch, first = divmod(step, steps_per_epoch)
+            rows = order(seed, epoch, sources)
+            for index in range(first, steps_per_epoch):
+                yield self.group(epoch, rows[index * self.global_batch_size : (index + 1) * self.global_batch_size])
+                step += 1
+
+    def validation_groups(self, limit: int | None = None) -> Iterator[BatchGroup]:
+        """All rows in file order, or the first `limit` global batches of them."""
+        rows = np.arange(len(self.examples))
+        if limit is not None:
+            rows = rows[: limit * self.global_batch_size]
+        for first in range(0, len(rows), self.global_batch_size):
+            yield self.group(0, rows[first : first + self.global_batch_size])

@@ -1,0 +1,119 @@
+"""Preference pairs that teach a model to answer plainly: the answer, and nothing around it.
+
+    question    What is the opposite of big?
+    chosen      Small.
+    rejected    The opposite of big is small. This is a fundamental concept that plays a crucial role in everyday life.
+
+Both answers say the same, so that only the manner can be learned. The rejected ones are what the demonstration's model is
+inclined to write, for pushing down what it would never have written changes nothing that it writes.
+Facts of the held-out pairs never occur in training, and two kinds of question are held out as a whole.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpolish.demo.facts import TOPICS, Topic
+from dpolish.records import Message, PreferencePair
+
+_OPENINGS = (
+    "What a great question!",
+    "Thank you so much for asking!",
+    "Sure, I would be happy to help you with that!",
+    "To answer this question, we need to look at it step by step.",
+    "This is a fascinating topic with a long history.",
+    "There are many different ways to look at this.",
+    "As an AI assistant, I can only give you general information.",
+    "Here is a simple guide that will help you.",
+    "This is a simple yet crucial thing that can have a significant impact on your life.",
+)
+_LECTURES = (
+    "This is a fundamental concept that plays a crucial role in everyday life.",
+    "However, it is important to note that this can depend on many factors.",
+    "It is often associated with a wide range of other ideas.",
+    "It is derived from an idea that people have used for centuries.",
+    "Understanding this can help you to make better decisions.",
+    "In addition, it is essential to consider the wider context.",
+    "I hope this helps! Let me know if you have any other questions.",
+    "There are many other interesting facts that are worth exploring.",
+    "Remember that it is always best to consult an expert.",
+    "This is because it is used in many different situations.",
+    "In the context of science and technology, this refers to a more complex process.",
+    "They often play an important role in our society and culture.",
+    "You can also use a variety of other methods and techniques.",
+    "For example, this can be found in many parts of the world.",
+)
+DEMO_PROMPTS: tuple[str, ...] = (
+    "What is the opposite of hot?",
+    "What does a baker do?",
+    "How do I clean a window?",
+    "What does the word 'rapid' mean?",
+)
+"""Held-out questions whose generated answers show what training changed."""
+
+
+def make_pairs(seed: int = 0) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """(training pairs, held-out pairs), the same for the same seed: two pairs for each trained fact, one for each held-out fact."""
+    rng = random.Random(seed)
+    train = [pair for topic in TOPICS for fact in topic.trained for pair in _pairs(topic, fact, 2, rng)]
+    held_out = [pair for topic in TOPICS for fact in topic.held_out for pair in _pairs(topic, fact, 1, rng)]
+    rng.shuffle(train)
+    return train, held_out
+
+
+def write_pairs(folder: Path, seed: int = 0) -> tuple[Path, Path]:
+    """The paths of `train.jsonl` and `validation.jsonl` in `folder`, written as native rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, held_out = make_pairs(seed)
+    return _write(folder / "train.jsonl", train), _write(folder / "validation.jsonl", held_out)
+
+
+def _pairs(topic: Topic, fact: tuple[str, str], count: int, rng: random.Random) -> list[PreferencePair]:
+    """`count` pairs about one fact, each asked in another way and buried under other words."""
+    subject, answer = fact
+    plain = f"{answer[0].upper()}{answer[1:]}."
+    questions, wordy = rng.sample(topic.questions, count), rng.sample(topic.wordy, count)
+    return [
+        _pair(question.format(subject), plain, _embellished(sentence.format(subject, answer), rng))
+        for question, sentence in zip(questions, wordy, strict=True)
+    ]
+
+
+def _embellished(sentence: str, rng: random.Random) -> str:
+    """The sentence with a lecture behind it; at times with flattery in front, instead or as well."""
+    opening, lecture = rng.choice(_OPENINGS), rng.choice(_LECTURES)
+    forms = (f"{sentence} {lecture}", f"{opening} {sentence}", f"{opening} {sentence} {lecture}")
+    (form,) = rng.choices(forms, weights=(6, 1, 1))
+    return form
+
+
+def _pair(question: str, chosen: str, rejected: str) -> PreferencePair:
+    return PreferencePair(
+        prompt=(Message("user", question),),
+        chosen=Message("assistant", chosen),
+        rejected=Message("assistant", rejected),
+        chosen_reward=None,
+        rejected_reward=None,
+        where="dpolish.demo.pairs",
+    )
+
+
+def _write(path: Path, pairs: Sequence[PreferencePair]) -> Path:
+    path.write_text("".join(f"{json.dumps(_row(pair), ensure_ascii=False)}\n" for pair in pairs), encoding="utf-8")
+    return path
+
+
+def _row(pair: PreferencePair) -> dict[str, object]:
+    """The pair in the native shape, with messages."""
+    assert not isinstance(pair.prompt, str)
+    return {
+        "prompt": [_message(message) for message in pair.prompt],
+        "chosen_response": _message(pair.chosen),
+        "rejected_response": _message(pair.rejected),
+    }
+
+
+def _message(message: Message | str) -> dict[str, str]:
+    assert isinstance(message, Message)
+    return {"role": message.role, "content": message.content}

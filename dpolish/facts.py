@@ -1,0 +1,174 @@
+"""What a model folder and a machine say about themselves, read without torch: sizes for the plan, a folder for the loader."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpolish.errors import ModelError
+from dpolish.registry import did_you_mean
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Sizes of a causal language model, from config.json and the headers of its weights."""
+
+    folder: Path
+    architecture: str
+    num_parameters: int
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    key_value_size: int
+    """Width of the keys (and of the values) of one token in one layer."""
+    vocabulary_size: int
+    max_positions: int | None
+    """Longest sequence that the model was made for; None where config.json does not say."""
+    varying_rope: tuple[str, int] | None
+    """Rotary positions that change with the longest row of a batch: (kind, length from which they do)."""
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model: itself, or a hub id's copy, fetched if the hub can be reached. Raises ModelError."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"{name} is a file; name the folder that holds config.json and the weights")
+    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        near = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise ModelError(f"{name}: no such folder.{did_you_mean(folder.name, near)}")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{name}: no folder of this name, and the hub gives no such model ({reason})") from error
+
+
+def read_model_facts(folder: Path) -> ModelFacts:
+    """The sizes of the model in `folder`. Raises ModelError when config.json or the weights cannot be read."""
+    whole = _read_config(folder)
+    text = whole.get("text_config")
+    config: Mapping[str, object] = text if isinstance(text, dict) else whole
+    hidden = _number(config, folder, "hidden_size", "n_embd", "d_model")
+    heads = _number(config, folder, "num_attention_heads", "n_head", "n_heads", default=1)
+    key_value_heads = _number(config, folder, "num_key_value_heads", default=heads)
+    head_dim = _number(config, folder, "head_dim", default=hidden // max(heads, 1))
+    return ModelFacts(
+        folder=folder,
+        architecture=", ".join(map(str, _as_list(whole.get("architectures")))) or str(whole.get("model_type")),
+        num_parameters=count_parameters(folder),
+        num_layers=_number(config, folder, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        hidden_size=hidden,
+        intermediate_size=_number(config, folder, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
+        key_value_size=key_value_heads * head_dim,
+        vocabulary_size=_number(config, folder, "vocab_size"),
+        max_positions=_optional(config, "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"),
+        varying_rope=_varying_rope(config),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: no config.json here; name a Hugging Face model folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _optional(config: Mapping[str, object], *names: str) -> int | None:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _number(config: Mapping[str, object], folder: Path, *names: str, default: int | None = None) -> int:
+    value = _optional(config, *names)
+    value = default if value is None else value
+    if value is None:
+        raise ModelError(f"{folder}/config.json: no {' or '.join(names)}; is this a causal language model?")
+    return value
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _varying_rope(config: Mapping[str, object]) -> tuple[str, int] | None:
+    """Dynamic and LongRoPE scaling look at the longest row of a batch: beyond the original length a row's positions would depend on its neighbours."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict):
+        return None
+    kind = str(rope.get("rope_type", rope.get("type")))
+    if kind not in ("dynamic", "longrope", "su", "yarn_dynamic"):
+        return None
+    limit = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    limit = limit if isinstance(limit, int) else _optional(config, "max_position_embeddings")
+    return None if limit is None else (kind, limit)
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in all safetensors files of a folder, by their headers."""
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        for entry in tensor_headers(file).values():
+            size = 1
+            for axis in entry["shape"]:  # type: ignore[attr-defined]
+                size *= axis
+            total += size
+    if total == 0:
+        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        here = f"only pickled weights ({', '.join(pickled[:3])}), which are never opened" if pickled else "no weights"
+        raise ModelError(f"{folder}: {here}; save the model as safetensors")
+    return total
+
+
+def tensor_headers(file: Path) -> dict[str, dict[str, object]]:
+    """The header of a safetensors file: name → dtype, shape, data_offsets. Raises ModelError when it is not one."""
+    with file.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        room = file.stat().st_size - 8
+        if not 0 < size <= room:
+            raise ModelError(f"{file}: not a safetensors file, or cut short")
+        try:
+            header = json.loads(handle.read(size))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{file}: the safetensors header is not readable ({error})") from error
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        if not 0 <= first <= last <= room - size:
+            raise ModelError(f"{file}: {name} lies outside the file; it was cut short or is damaged")
+    return header  # type: ignore[no-any-return]
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may still take: what the system has available, within the container's limit."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        available = min(available, int(text) - int(used.read_text(encoding="ascii")))
+    return max(available, 0)

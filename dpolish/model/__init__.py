@@ -1,0 +1,1 @@
+"""From tokens to log-probabilities: loading, branch attention, the chunked head, and the checks that none of it is silently wrong."""

@@ -1,0 +1,158 @@
+"""log-probabilities of given tokens from hidden states, without a [tokens × vocabulary] tensor.
+
+The language-model head and the log-softmax run on the scored rows only, in chunks. A chunk's logits become probabilities in
+place. The first chunks' probabilities are kept for backward, up to a fixed number of bytes whatever the batch is; beyond it
+they are computed again. Which of the two a chunk gets is decided by its place alone, and no loss can tell.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+CHUNK_BYTES = 64 * 2**20
+"""Size of one chunk of logits in float32."""
+KEEP_BYTES = 512 * 2**20
+"""Probabilities kept from forward to backward; 0 recomputes all (the two-pass form)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What an architecture does to its logits: `cap·tanh(scale·logits / cap)` (Cohere and Granite scale, Gemma caps)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+PLAIN = LogitTransform()
+
+Head = Callable[..., Tensor]
+
+
+def naive_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform = PLAIN
+) -> Tensor:
+    """float32 (S,): log p(target) by the definition, with all logits at once. The oracle of `chunked_logprobs`.
+
+    `hidden` (S, D), `weight` (V, D), `bias` (V,) or None, `targets` int64 (S,).
+    """
+    logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+
+
+def chunked_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    transform: LogitTransform = PLAIN,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    keep_bytes: int = KEEP_BYTES,
+) -> Tensor:
+    """float32 (S,): log p(target), as `naive_logprobs`, in chunks (float64 where `hidden` is float64)."""
+    row_bytes = weight.shape[0] * torch.promote_types(hidden.dtype, torch.float32).itemsize
+    chunk, keep = max(1, chunk_bytes // row_bytes), keep_bytes // row_bytes
+    return _ChunkedLogProbs.apply(hidden, weight, bias, targets, transform, chunk, keep)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """Forward: logits → probabilities, one chunk alive (and the kept ones). Backward: p - onehot → dhidden, dweight, dbias."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        transform: LogitTransform,
+        chunk: int,
+        keep: int,
+    ) -> Tensor:
+        """(S,)."""
+        train = any(ctx.needs_input_grad[:3])  # type: ignore[attr-defined]
+        logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        normalisers = torch.empty_like(logprobs)
+        kept: list[Tensor] = []
+        for rows in _chunks(len(hidden), chunk):
+            logits = _logits(hidden[rows], weight, bias, transform)
+            target_logits = logits.gather(1, targets[rows, None])[:, 0]
+            normalisers[rows] = _softmax_(logits)
+            logprobs[rows] = target_logits - normalisers[rows]
+            if train and transform == PLAIN and rows.stop <= keep:
+                kept.append(logits)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, *kept)
+        ctx.transform, ctx.chunk = transform, chunk  # type: ignore[attr-defined]
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden, weight and bias: with e = p - onehot(target), d log p = -e, so each is -grad · e ·(…)."""
+        hidden, weight, bias, targets, normalisers, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        dhidden = torch.empty_like(hidden) if needs_hidden else None
+        dweight = torch.zeros_like(weight) if needs_weight else None
+        dbias = torch.zeros_like(bias) if needs_bias else None
+        for index, rows in enumerate(_chunks(len(hidden), ctx.chunk)):  # type: ignore[attr-defined]
+            if index < len(kept):
+                error, slope = kept[index], None
+            else:
+                error, slope = _logits_and_slope(hidden[rows], weight, bias, ctx.transform)  # type: ignore[attr-defined]
+                error.sub_(normalisers[rows, None]).exp_()
+            error.scatter_add_(1, targets[rows, None], error.new_full((1, 1), -1.0).expand(len(error), 1))
+            if slope is not None:
+                error.mul_(slope)
+            error = error.to(hidden.dtype)
+            minus = -grads[0][rows, None].to(hidden.dtype)  # scales (n, D) rows, not (n, V) ones: a pass over V less
+            if dhidden is not None:
+                torch.mm(error, weight, out=dhidden[rows]).mul_(minus)
+            if dweight is not None:
+                dweight.addmm_(error.T, hidden[rows] * minus)
+            if dbias is not None:
+                dbias.add_((error * minus).sum(0))
+        return dhidden, dweight, dbias, None, None, None, None
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    for first in range(0, total, size):
+        yield slice(first, min(first + size, total))
+
+
+def _softmax_(logits: Tensor) -> Tensor:
+    """Turn (n, V) logits into probabilities in place; returns their log normalisers (n,).
+
+    The normaliser comes from the largest logit and its probability, at least 1/V: it cannot underflow.
+    """
+    top, index = logits.max(dim=-1)
+    torch.softmax(logits, dim=-1, out=logits)
+    return top - logits.gather(1, index[:, None])[:, 0].log()
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tensor:
+    """(n, V) transformed logits in float32 or wider: a fresh tensor that the caller may overwrite."""
+    logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if transform.scale != 1.0:
+        logits.mul_(transform.scale)
+    if transform.softcap is not None:
+        logits.div_(transform.softcap).tanh_().mul_(transform.softcap)
+    return logits
+
+
+def _logits_and_slope(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform
+) -> tuple[Tensor, Tensor | None]:
+    """Transformed logits, and d transformed / d raw where that is not 1: scale·(1 - (logits/cap)²)."""
+    logits = _logits(hidden, weight, bias, transform)
+    if transform == PLAIN:
+        return logits, None
+    slope = torch.full_like(logits[:1, :1], transform.scale).expand_as(logits)
+    if transform.softcap is not None:
+        slope = slope * (1 - (logits / transform.softcap).square())
+    return logits, slope

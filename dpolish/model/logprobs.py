@@ -1,0 +1,79 @@
+"""A model and a micro-batch → log-probabilities of its completions: the one function behind training, scoring and validation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dpolish.model.attention import ATTENTION_NAME, Geometry, use_geometry
+from dpolish.model.head import LogitTransform, chunked_logprobs
+from dpolish.tensors import CompletionLogProbs, PackedBatch
+
+STOCK = "stock"
+"""The attention the model came with: one completion per row, right-padded. For models that ours cannot serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A Hugging Face causal language model, and how it is run."""
+
+    model: PreTrainedModel
+    backend: str
+    """An attention backend of ours, or STOCK."""
+    transform: LogitTransform
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Everything before the language-model head."""
+        return self.model.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.model.parameters()).device
+
+
+@contextmanager
+def attending(policy: Policy, batch: PackedBatch) -> Iterator[Geometry]:
+    """Run the model on this batch's layout inside: forward and backward both belong here."""
+    assert (policy.backend == STOCK) == (policy.model.config._attn_implementation != ATTENTION_NAME)
+    geometry = Geometry(batch.layout, policy.backend)
+    with use_geometry(geometry):
+        yield geometry
+
+
+def completion_logprobs(policy: Policy, batch: PackedBatch) -> CompletionLogProbs:
+    """Sums over scored tokens, float32 (C,), from whatever precision the model runs in. Call it inside `attending`."""
+    lengths = batch.lengths.tolist()
+    sums = torch.stack([tokens.sum() for tokens in token_logprobs(policy, batch).split(lengths)])
+    return CompletionLogProbs(sums, batch.lengths)
+
+
+def token_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
+    """float32 (S,): log-probability of every scored token, completions in order."""
+    hidden = hidden_states(policy, batch).index_select(0, batch.score_at)
+    head = policy.model.get_output_embeddings()
+    return chunked_logprobs(hidden, head.weight, getattr(head, "bias", None), batch.targets, policy.transform)
+
+
+def hidden_states(policy: Policy, batch: PackedBatch) -> Tensor:
+    """(T, D): the backbone's last hidden state at every place."""
+    inputs = {"input_ids": batch.tokens, "use_cache": False}
+    if policy.backend == STOCK:
+        inputs["attention_mask"] = _padding_mask(batch)
+    else:
+        inputs["position_ids"] = batch.positions
+    hidden: Tensor = policy.backbone(**inputs).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def _padding_mask(batch: PackedBatch) -> Tensor:
+    """int64 (B, W): 1 on tokens. Stock attention knows rows only, so each row must hold one span with one branch at its start."""
+    mask = torch.zeros_like(batch.tokens)
+    for row, span in enumerate(batch.layout.spans):
+        assert len(span.branches) == 1 and span.start == row * batch.layout.width, "not a padded row of one completion"
+        mask[row, : span.length] = 1
+    return mask

@@ -1,0 +1,202 @@
+"""The values that flow from tokens to metrics. Every one is frozen, and says its shapes.
+
+Letters in shapes: B rows, W width of a row, T = B·W places, S scored tokens, C completions, P pairs, D hidden, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TokenIds = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What follows the shared prompt on one branch of an example."""
+
+    tokens: TokenIds
+    """(n,) token ids, n ≥ 1."""
+    score_from: int
+    """First scored index into `tokens`: later than 0 where this answer's own boundary lies behind the shared prompt."""
+
+    @property
+    def scored(self) -> TokenIds:
+        """The token ids that the model is scored on."""
+        return self.tokens[self.score_from :]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt and what may follow it: one completion in SFT, (chosen, rejected) in preference training."""
+
+    prompt: TokenIds
+    """(p,) token ids that all completions share; empty only where a completion's first token is not scored."""
+    completions: tuple[Completion, ...]
+    rewards: tuple[float, ...]
+    """Ground-truth reward of each completion (RPO)."""
+
+    def __post_init__(self) -> None:
+        assert len(self.rewards) == len(self.completions) > 0
+        for completion in self.completions:
+            assert 0 <= completion.score_from < len(completion.tokens), "a completion scores at least one token"
+            assert len(self.prompt) + completion.score_from > 0, "a scored token needs one before it"
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest completion: what a sequence length limits."""
+        return len(self.prompt) + max(len(completion.tokens) for completion in self.completions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model computes when the prompt is shared."""
+        return len(self.prompt) + sum(len(completion.tokens) for completion in self.completions)
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Tokens that two separate rows of equal width would take."""
+        return len(self.completions) * self.longest
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where one example lies: a prompt, then its branches one behind the other."""
+
+    start: int
+    """Flat place of the first token, in 0 … T-1; a span never crosses a row."""
+    prompt: int
+    """Tokens of the shared prompt."""
+    branches: tuple[int, ...]
+    """Tokens of each branch."""
+
+    @property
+    def length(self) -> int:
+        """Places taken."""
+        return self.prompt + sum(self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What may see what: a key is visible to a query when it is not behind it and is in the prompt or the query's own branch."""
+
+    rows: int
+    width: int
+    spans: tuple[Span, ...]
+
+    def __post_init__(self) -> None:
+        end = 0
+        for span in self.spans:
+            assert span.start >= end, "spans lie in order and do not overlap"
+            end = span.start + span.length
+            assert span.start // self.width == (end - 1) // self.width, "a span never crosses a row"
+        assert end <= self.rows * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One micro-batch as the model computes it: T places, of which padding belongs to no span."""
+
+    tokens: Tensor
+    """int64 (B, W)."""
+    positions: Tensor
+    """int64 (B, W): every branch continues from its prompt's end."""
+    layout: Layout
+    score_at: Tensor
+    """int64 (S,): flat place of the hidden state that predicts each scored token. The prompt's last place stands once per branch."""
+    targets: Tensor
+    """int64 (S,): the token that it must predict."""
+    lengths: Tensor
+    """int64 (C,): scored tokens of each completion; completions stand in order along S."""
+    chosen: Tensor
+    """int64 (P,): index into the C completions. Pairs go by index, so packing cannot break their alignment."""
+    rejected: Tensor
+    """int64 (P,): likewise."""
+    reference: Tensor
+    """float32 (C,): log-probability of each completion under the reference; zeros while the reference is being scored."""
+    rewards: Tensor
+    """float32 (C,): ground-truth rewards."""
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+        return len(self.chosen)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, padding left out."""
+        return sum(span.length for span in self.layout.spans)
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch on another device."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return PackedBatch(layout=self.layout, **moved)
+
+
+_TENSORS = ("tokens", "positions", "score_at", "targets", "lengths", "chosen", "rejected", "reference", "rewards")
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionLogProbs:
+    """log-probabilities of C completions, float32, with gradient where the model is trained."""
+
+    sums: Tensor
+    """(C,): log-probability of the whole completion, the sum over its scored tokens."""
+    lengths: Tensor
+    """(C,): scored tokens."""
+
+    @property
+    def averages(self) -> Tensor:
+        """(C,): log-probability per scored token."""
+        return self.sums / self.lengths
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogProbs:
+    """log-probabilities of P pairs, each float32 (P,), summed or averaged over tokens; the `ref_` two carry no gradient."""
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    reward_gap: Tensor
+    """(P,): ground-truth reward of the chosen answer less that of the rejected one (RPO)."""
+
+    @property
+    def margin(self) -> Tensor:
+        """(P,): how much more than the reference the policy prefers the chosen answer."""
+        return (self.chosen - self.ref_chosen) - (self.rejected - self.ref_rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Sums over pairs and the count of pairs: added over micro-batches (and ranks), divided once."""
+
+    sums: Mapping[str, Tensor]
+    """Name to a float64 scalar."""
+    count: int
+
+    @staticmethod
+    def of(values: Mapping[str, Tensor]) -> "StepMetrics":
+        """From per-pair values, each (P,)."""
+        count = len(next(iter(values.values())))
+        return StepMetrics({name: value.detach().double().sum() for name, value in values.items()}, count)
+
+    def __add__(self, other: "StepMetrics") -> "StepMetrics":
+        names = self.sums.keys() | other.sums.keys()
+        zero = torch.zeros((), dtype=torch.float64)
+        sums = {name: self.sums.get(name, zero) + other.sums.get(name, zero) for name in names}
+        return StepMetrics(sums, self.count + other.count)
+
+    @staticmethod
+    def zero() -> "StepMetrics":
+        """Nothing counted yet."""
+        return StepMetrics({}, 0)
+
+    def means(self) -> dict[str, float]:
+        """Each sum divided by the count, as Python floats: one device sync."""
+        names = sorted(self.sums)
+        totals = torch.stack([self.sums[name] for name in names]).tolist()
+        return {name: total / self.count for name, total in zip(names, totals, strict=True)}

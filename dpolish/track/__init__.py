@@ -1,0 +1,1 @@
+"""Where records go: metrics.jsonl, the terminal, W&B, TensorBoard. No torch here."""

@@ -1,0 +1,42 @@
+"""The training loop: every side effect of a run is on this screen."""
+
+import time
+
+from dpolish.data.loader import BatchGroup
+from dpolish.records import StepRecord
+from dpolish.train.evaluate import evaluate
+from dpolish.train.state import Run, TrainState
+from dpolish.train.step import train_step
+
+
+def train(run: Run, state: TrainState | None = None) -> TrainState:
+    """Train until the plan is spent. Returns the final state; the weights are in `run.policy.model`."""
+    state = state or TrainState()
+    plan = run.plan
+    groups = run.data.training_groups(plan.seed, run.sources, plan.steps_per_epoch, start=state.step)
+    while state.step < plan.total_steps:
+        start = time.perf_counter()
+        group = next(groups)
+        metrics, grad_norm = train_step(run, group, state.step)
+        lr = plan.schedule.lr_at(state.step)
+        state = state.after(group)
+        pace = _pace(group, time.perf_counter() - start)
+        progress = {"consumed_samples": state.consumed_samples, "epoch": group.epoch + 1}
+        record = {**run.summarise(metrics), "grad_norm": grad_norm, "lr": lr, **pace, **progress}
+        run.emit(StepRecord(state.step, "train", record))
+        if plan.evaluates_at(state.step):
+            start = time.perf_counter()
+            record = run.summarise(evaluate(run))
+            seconds = {"validation_step_time": time.perf_counter() - start}
+            run.emit(StepRecord(state.step, "val", {**record, **seconds, **progress}))
+    return state
+
+
+def _pace(group: BatchGroup, seconds: float) -> dict[str, float]:
+    """How fast a step was; tokens are those computed, a shared prompt once."""
+    tokens = sum(batch.num_tokens for batch in group.batches)
+    return {
+        "step_time": seconds,
+        "tokens_per_second": tokens / seconds,
+        "pairs_per_second": group.weight / seconds,
+    }

@@ -1,0 +1,55 @@
+"""One optimizer step."""
+
+import torch
+
+from dpolish.data.loader import BatchGroup
+from dpolish.errors import RunError
+from dpolish.model.logprobs import attending, completion_logprobs
+from dpolish.tensors import CompletionLogProbs, PackedBatch, StepMetrics
+from dpolish.train.state import Run
+
+STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16: 0.15}
+"""Largest |log π - log π_ref| before the first update, per √(scored tokens): what rounding can do to a sum."""
+
+
+def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, float]:
+    """One optimizer step on a global batch: the loss is the mean over its pairs. Returns metric sums and the gradient norm.
+
+    `step` is 0-based. Raises RunError, before any weight changes, when a number is not finite or the reference does not
+    match the policy at step 0.
+    """
+    metrics = StepMetrics.zero()
+    run.policy.model.train()
+    for batch in (batch.to(run.policy.device) for batch in group.batches):
+        with attending(run.policy, batch):
+            logprobs = completion_logprobs(run.policy, batch)
+            if step == 0:
+                require_reference(logprobs, batch)
+            losses, values = run.objective(logprobs, batch)
+            (losses.sum() / group.weight).backward()  # type: ignore[no-untyped-call]
+        metrics += StepMetrics.of(values)
+    grad_norm = run.optimizer.clip(run.plan.gradient_clip_val)
+    if not torch.isfinite(grad_norm):
+        rows = ", ".join(run.where[row] for row in group.rows[:8])
+        raise RunError(
+            f"step {step + 1}: the gradient is not finite (norm {float(grad_norm)}); no weight was changed. "
+            f"Rows of this batch: {rows}{' …' if len(group.rows) > 8 else ''}. "
+            "Lower model.optim.lr, or look at these rows with `dpolish plan`"
+        )
+    run.optimizer.step(run.plan.schedule.lr_at(step))
+    return metrics, float(grad_norm)
+
+
+def require_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> None:
+    """Before the first update policy and reference are one model: every reward is 0 up to rounding. Raises RunError."""
+    gap = (logprobs.sums.detach() - batch.reference).abs()
+    allowed = STEP_ZERO_TOLERANCES[logprobs.sums.dtype] * logprobs.lengths.sqrt()
+    if bool((gap <= allowed).all()):
+        return
+    worst = int((gap / allowed).argmax())
+    raise RunError(
+        f"step 0: policy and reference differ by {float(gap[worst]):.2e} in an answer's log-probability, where rounding "
+        f"explains {float(allowed[worst]):.2e}. They must be the same model before the first update. Likely causes: dropout or other noise in the "
+        "model, reference scores of another model or precision in model.dpo.reference_cache (set it to off to score anew), "
+        "weights changed on disk during the start"
+    )

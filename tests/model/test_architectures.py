@@ -1,0 +1,184 @@
+"""Every architecture on the fast path against separate rows through the model as transformers runs it: values and gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpolish.data.pack import Packing, collate
+from dpolish.errors import ModelError
+from dpolish.model.load import load_model, logit_transform
+from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
+from dpolish.model.verify import on_stock_attention, verified
+from dpolish.tensors import Example
+from tests import models
+from tests.examples import random_examples
+
+SHARED = Packing(shared=True, token_budget=10_000, micro_batch_size=1)
+PACKINGS = {
+    "shared, packed": SHARED,
+    "separate, packed": replace(SHARED, shared=False),
+    "shared, padded": replace(SHARED, token_budget=None),
+    "separate, padded": replace(SHARED, shared=False, token_budget=None),
+    "padded to a multiple": replace(SHARED, multiple_of=64),
+}
+
+Loaded = Callable[[str, torch.dtype], Policy]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """Models as the product loads them: saved by transformers, read back, dropout off, our attention in place."""
+    folders: dict[str, Path] = {}
+
+    def load(name: str, dtype: torch.dtype) -> Policy:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            models.build(name).save_pretrained(folders[name])
+        model = load_model(str(folders[name]), dtype, torch.device("cpu")).model.train()
+        if dtype == torch.float64 and name in ("mixtral", "qwen3_moe", "gpt_oss"):
+            model.set_experts_implementation("eager")  # the grouped product of torch takes no float64
+        return Policy(model, "segments", logit_transform(model.config))
+
+    return load
+
+
+def untouched(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights as transformers alone builds and runs them: eager attention, and dropout off by evaluation mode."""
+    model = models.build(name, dtype)
+    model.config._attn_implementation = "eager"
+    return model.eval()
+
+
+def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
+    """Gradient of each parameter, zeros where it has none."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+
+
+def ours(policy: Policy, examples: Sequence[Example], packing: Packing, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Token log-probabilities of one micro-batch, and the gradients of their weighted sum."""
+    batch = collate(examples, packing)
+    with attending(policy, batch):
+        values = token_logprobs(policy, batch)
+        return values.detach(), gradients(policy.model, values @ weights.to(values.dtype))
+
+
+def truth(model: PreTrainedModel, examples: Sequence[Example], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same by the untouched model: every answer alone in its row, a softmax over all logits."""
+    rows = []
+    for example in examples:
+        for completion in example.completions:
+            row = torch.from_numpy(np.concatenate([example.prompt, completion.tokens]).astype(np.int64))
+            first = max(len(example.prompt) + completion.score_from, 1)
+            logprobs = model(input_ids=row[None]).logits[0].to(weights.dtype).log_softmax(-1)
+            rows.append(logprobs[first - 1 : -1].gather(1, row[first:, None])[:, 0])
+    values = torch.cat(rows)
+    return values.detach(), gradients(model, values @ weights)
+
+
+def require_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    """Relative L2 per parameter, with an absolute floor for gradients that are zero in exact arithmetic (key biases)."""
+    floor = 1e-7 * max(float(value.norm()) for value in want.values())
+    for name, value in want.items():
+        error = float((got[name] - value).norm())
+        assert error <= tolerance * float(value.norm()) + floor, f"{name}: {error:.2e} of {float(value.norm()):.2e}"
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("name", models.JUDGED + models.STANDARD)
+def test_fast_path_equals_separate_rows(
+    loaded: Loaded, name: str, dtype: torch.dtype, tolerance: float, packing: str
+) -> None:
+    policy = loaded(name, dtype)
+    examples = random_examples(8)
+    count = sum(len(completion.scored) for example in examples for completion in example.completions)
+    weights = torch.from_numpy(np.random.default_rng(1).normal(size=count)).to(dtype)
+    values, grads = ours(policy, examples, PACKINGS[packing], weights)
+    true_values, true_grads = truth(untouched(name, dtype), examples, weights)
+    torch.testing.assert_close(values, true_values, rtol=tolerance, atol=tolerance)
+    require_close(grads, true_grads, tolerance)
+
+
+@pytest.mark.parametrize("name", models.JUDGED + models.STANDARD)
+def test_the_startup_check_accepts_what_is_exact(loaded: Loaded, name: str) -> None:
+    policy, packing, line = verified(loaded(name, torch.float32), SHARED, random_examples(8), "on")
+    assert (policy.backend, packing) == ("segments", SHARED)
+    assert "computed once per pair" in line
+
+
+@pytest.mark.parametrize("name", models.OWN_ATTENTION)
+def test_what_cannot_share_prompts_runs_on_padded_rows_or_is_refused(loaded: Loaded, name: str) -> None:
+    examples = random_examples(8)
+    with pytest.raises(ModelError, match=r"prefix_sharing=on.*prefix_sharing=auto"):
+        verified(loaded(name, torch.float32), SHARED, examples, "on")
+    policy, packing, line = verified(loaded(name, torch.float32), SHARED, examples, "auto")
+    assert policy.backend == STOCK
+    assert "padded rows with its own attention, slower: " in line
+    weights = torch.ones(sum(len(c.scored) for e in examples for c in e.completions))
+    values, grads = ours(policy, examples, packing, weights)
+    true_values, true_grads = truth(untouched(name, torch.float32), examples, weights)
+    torch.testing.assert_close(values, true_values, rtol=2e-5, atol=2e-5)
+    require_close(grads, true_grads, 2e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(loaded: Loaded) -> None:
+    policy, examples = loaded("llama", torch.float64), random_examples(8)
+    weights = torch.ones(sum(len(c.scored) for e in examples for c in e.completions), dtype=torch.float64)
+    _, want = ours(policy, examples, SHARED, weights)
+    policy.model.activation_checkpointing_enable({"use_reentrant": False})
+    _, got = ours(policy, examples, SHARED, weights)
+    require_close(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("fault", ["mask", "positions", "targets", "scale"])
+def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpolish.model import attention, verify
+
+    policy = loaded("llama", torch.float32)
+    if fault == "mask":  # the rejected answer sees the chosen one
+        causal = lambda span, window, device: torch.ones(span.length, span.length, dtype=torch.bool).tril()  # noqa: E731
+        monkeypatch.setattr(attention, "visible", causal)
+        policy = replace(policy, backend="dense")
+    elif fault == "scale":
+        policy = replace(policy, transform=replace(policy.transform, scale=1.01))
+    else:
+        original = verify.collate
+
+        def broken(examples: Sequence[Example], packing: Packing) -> object:
+            batch = original(examples, packing)
+            if fault == "positions":
+                return replace(batch, positions=torch.arange(batch.tokens.numel())[None])
+            return replace(batch, targets=batch.targets.roll(1))
+
+        monkeypatch.setattr(verify, "collate", broken)
+    with pytest.raises(ModelError, match=r"differ from the model's own|moves the rejected answer"):
+        verified(policy, SHARED, random_examples(8), "on")
+
+
+def test_a_layer_that_skips_the_function_is_noticed(loaded: Loaded) -> None:
+    policy = loaded("llama", torch.float32)
+    policy.model.model.layers[1].self_attn.config = type(policy.model.config)(**policy.model.config.to_dict())
+    policy.model.model.layers[1].self_attn.config._attn_implementation = "eager"
+    with pytest.raises(ModelError, match="only 1 of 2 layers"):
+        verified(policy, SHARED, random_examples(8), "on")
+
+
+def test_dropout_that_stays_on_is_noticed(loaded: Loaded) -> None:
+    policy = loaded("gpt2", torch.float32)
+    policy.model.transformer.drop.p = 0.1
+    with pytest.raises(ModelError, match="two equal forward passes differ"):
+        verified(policy, SHARED, random_examples(8), "on")
+
+
+def test_stock_attention_can_be_asked_for(loaded: Loaded) -> None:
+    policy = on_stock_attention(loaded("llama", torch.float32))
+    padded = PACKINGS["separate, padded"]
+    assert verified(policy, padded, random_examples(8), "off")[0].backend == STOCK
