@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import cast
 
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
@@ -38,7 +39,7 @@ def shares_by_cause(step: Callable[[], object], vocabulary: int) -> dict[str, fl
 
 def _cause(event: FunctionEvent, vocabulary: int) -> str:
     names = [event.name, *(parent.name for parent in _parents(event))]
-    over_vocabulary = any(vocabulary in shape for shape in event.input_shapes or [] if isinstance(shape, list | tuple))
+    over_vocabulary = any(vocabulary in shape for shape in cast("list[list[int]]", event.input_shapes or []))
     if any(name.startswith(_UPDATES) for name in names):
         return OPTIMIZER
     if event.name in _PRODUCTS and not any("Attention" in name for name in names):

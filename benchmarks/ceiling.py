@@ -1,7 +1,7 @@
-"""What this machine could do at most: its rate in matrix products of the model's own shapes, and the operations a step needs.
+"""The machine's rate in matrix products of the model's own shapes, and the operations that a step cannot do without.
 
-A step's share of the ceiling is operations it cannot do without, over its seconds, over that rate. Only needed work counts:
-each prompt once, no padding, logits of scored tokens alone, keys that a query sees, nothing computed twice.
+A step's share of the ceiling is needed operations, over its seconds, over that rate. Needed is: each prompt once, no
+padding, logits of scored tokens alone, keys that a query sees, nothing computed twice.
 """
 
 import time
@@ -45,7 +45,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     return ModelShape(linears, (hidden, vocabulary), width)
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def _features(module: nn.Linear | Conv1D) -> tuple[int, int]:
     rows, columns = module.weight.shape
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
@@ -69,12 +69,12 @@ def _causal(tokens: int) -> int:
 
 
 def gemm_rate(shape: ModelShape, tokens: int, scored: int) -> float:
-    """float32 operations a second in the three products of every matrix, each weighted by its share of a step's work.
+    """float32 operations a second in the three products of every matrix, weighted by their share of a step.
 
-    `tokens` and `scored` are those of one micro-batch. Buffers are made beforehand, so that nothing but products is timed.
+    `tokens` and `scored` are those of one micro-batch. Buffers are made beforehand: nothing but products is timed.
     """
-    work = [(inner, outer, tokens, count) for (inner, outer), count in shape.linears.items()]
     head_rows = min(scored, _HEAD_ROWS)
+    work = [(inner, outer, tokens, float(count)) for (inner, outer), count in shape.linears.items()]
     work.append((*shape.head, head_rows, scored / head_rows))
     operations = sum(6.0 * inner * outer * rows * count for inner, outer, rows, count in work)
     seconds = sum(count * _three_products(inner, outer, rows) for inner, outer, rows, count in work)

@@ -1,10 +1,10 @@
-"""Our DPO step against TRL's DPOTrainer: the same model, token ids, batches, optimizer and float32, in turn within one run.
+"""Our DPO step against TRL's DPOTrainer: same model, token ids, batches, optimizer, float32, in turn within one run.
 
     python -m benchmarks.dpo_speed [--regime NAME …] [--steps N] [--rounds N] [--model DIR] [--data DIR] [--json PATH]
 
-For every regime three processes run one after the other: ours, TRL at its best, TRL as it comes; `--rounds` repeats the
-turn. The table gives medians over the steps after each process's first. TRL is looked for in `.venv-bench` (`make bench`
-creates it); all sides see the same torch and transformers.
+For every regime three processes run one after the other: ours, TRL at its best, TRL as it comes; `--rounds` repeats
+the turn. The table gives medians over the steps after each process's first. TRL is looked for in `.venv-bench`
+(`make bench` creates it); all sides see the same torch and transformers.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def show(comparison: Comparison, console: Console) -> None:
     """Print one regime."""
     table = Table(
         title=f"{comparison.regime}: batches of {comparison.batch} pairs, {comparison.source}; "
-        f"padded / shared tokens {comparison.padded_over_shared:.2f}; float32 GEMM {comparison.gemm_gflops:.0f} GFLOP/s",
+        f"padded / shared tokens {comparison.padded_over_shared:.2f}; GEMM {comparison.gemm_gflops:.0f} GFLOP/s",
         title_justify="left",
     )
     for heading in (
@@ -179,9 +179,8 @@ def main() -> None:
         raise SystemExit(f"{arguments.peer_python} is missing: `make bench` creates it, or give --peer-python")
     console = Console(width=132)
     model = arguments.model or demo_model(arguments.cache)
-    console.print(
-        f"{_processor()}, {os.cpu_count()} CPUs; torch {version('torch')}, transformers {version('transformers')}; {model.name}"
-    )
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    console.print(f"{_processor()}, {os.cpu_count()} CPUs; {versions}; {model.name}")
     comparisons = []
     for regime in REGIMES:
         if regime.name in arguments.regime:

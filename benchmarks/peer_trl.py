@@ -1,4 +1,4 @@
-"""The peer's side: TRL's DPOTrainer, on given token ids, as its users run it (`default`) or at its best on a CPU (`best`).
+"""The peer's side: TRL's DPOTrainer on given token ids, as it comes (`default`) or at its best on a CPU (`best`).
 
 `default` keeps TRL's settings: gradient checkpointing, the reference model in memory and scored in every step.
 `best` turns checkpointing off and scores the reference once before training. Both use the fused AdamW.
@@ -11,6 +11,11 @@ import warnings
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
 from benchmarks.sides import (
     BETA,
     BETAS,
@@ -23,10 +28,6 @@ from benchmarks.sides import (
     side_arguments,
     write_result,
 )
-from datasets import Dataset
-from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer
 
 
 class GivenIds(DPOTrainer):  # type: ignore[misc]
@@ -47,7 +48,7 @@ class GivenIds(DPOTrainer):  # type: ignore[misc]
         return scored
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):
     """Notes when each optimizer step ended, what it lost, and how much memory the process had taken by then."""
 
     def __init__(self) -> None:
@@ -62,10 +63,10 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         """After the update, before logging."""
         self.ends.append(time.perf_counter())
 
-    def on_log(self, *_: object, logs: dict[str, float], **__: object) -> None:
+    def on_log(self, *_: object, **event: Any) -> None:
         """Every step logs; the record at the end of training has no loss of a step."""
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
+        if "loss" in event["logs"]:
+            self.losses.append(event["logs"]["loss"])
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def pairs_of(regime: Regime, count: int, data: Path, tokenizer_folder: Path) -> 
 
 
 def generate(regime: Regime, count: int, vocabulary: int) -> list[TokenPair]:
-    """Random ids with the regime's lengths; the two answers of a pair are alike in length, as those of real pairs are."""
+    """Random ids with the regime's lengths; the answers of a pair are alike in length, as those of real pairs are."""
     rng = np.random.default_rng(0)
     pairs: list[TokenPair] = []
     while len(pairs) < count:
@@ -101,7 +101,7 @@ def generate(regime: Regime, count: int, vocabulary: int) -> list[TokenPair]:
 
 
 def padded_over_shared(pairs: Sequence[TokenPair], batch: int) -> float:
-    """Tokens of padded rows, two for each pair, over tokens with the prompt once and no padding: the arithmetic to be won."""
+    """Tokens of padded rows, two for each pair, over tokens with the prompt once and no padding: what can be won."""
     batches = [pairs[first : first + batch] for first in range(0, len(pairs), batch)]
     padded = sum(2 * len(group) * max(pair.longest for pair in group) for group in batches)
     return padded / sum(pair.num_tokens for pair in pairs)
@@ -155,6 +155,6 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, row: _Row) -> TokenPair:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> list[int]:
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=open_turn, return_dict=True)
-    ids: list[int] = rendered["input_ids"]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=open_turn, tokenize=False)
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
     return ids

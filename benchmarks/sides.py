@@ -22,7 +22,7 @@ LEARNING_RATE = 1e-5
 BETAS = (0.9, 0.999)
 WEIGHT_DECAY = 0.0
 MAX_GRAD_NORM = 1.0
-"""One DPO objective and one optimizer on both sides: AdamW, constant rate. Equal losses prove that the work was the same."""
+"""One objective and one optimizer on both sides, AdamW at a constant rate: equal losses prove equal work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class SideResult:
     """What a side measured of itself."""
 
     step_seconds: list[float]
-    """From the end of one optimizer step to the end of the next, data preparation and metrics included; the first warms up."""
+    """From the end of one step to the end of the next, data preparation and metrics included; the first warms up."""
     losses: list[float]
     """Loss of every step."""
     reference_seconds: float
@@ -38,7 +38,7 @@ class SideResult:
     peak_bytes: int
     """Largest resident memory of the process, up to the end of training."""
     gemm_flops: float | None = None
-    """float32 operations a second that matrix products of the model's own shapes reach here, before and after training."""
+    """Operations a second that float32 products of the model's own shapes reach here, before and after training."""
     needed_flops: list[float] = field(default_factory=list)
     """Operations that each step cannot do without: see benchmarks/ceiling.py."""
     causes: dict[str, float] = field(default_factory=dict)

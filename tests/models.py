@@ -1,12 +1,14 @@
-"""Tiny models with random weights, one of each family that the product must compute exactly or refuse; nothing is downloaded.
+"""Tiny models with random weights, one of each family that the product must compute exactly or refuse; no downloads.
 
-Weights are large enough for attention, windows, caps and multipliers to matter: a wrong mask or a lost scale is off by far more
-than rounding. Dropout stays as each library default has it, so that the code under test must switch it off.
+Weights are large enough for attention, windows, caps and multipliers to matter: a wrong mask or a lost scale is off by
+far more than rounding. Dropout stays at the library's defaults, so that the code under test must switch it off.
 """
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCAB_SIZE = 128
@@ -107,25 +109,25 @@ JUDGED = tuple(_JUDGED)
 STANDARD = tuple(_STANDARD)
 """Further families with standard attention: on the fast path they must be exact, or they are named as not on it."""
 OWN_ATTENTION = tuple(_OWN_ATTENTION)
-"""Families whose layers never call the registered attention function, or are recurrent: plain path or refusal, never silently wrong."""
+"""Families whose layers never call the registered attention function, or are recurrent: plain path or refusal."""
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The tiny model `name` in training mode; its weights are the same in every call and, but for rounding, in every dtype."""
-    fields = {**_TOKENS, **_CONFIGS[name]}
-    config = AutoConfig.for_model(fields.pop("model_type", name), **fields)
+    """The tiny model `name` in training mode: the same weights in every call and, but for rounding, in every dtype."""
+    fields: dict[str, Any] = {"model_type": name, **_TOKENS, **_CONFIGS[name]}
+    # The grouped product of torch, which experts use by default, takes no float64.
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 and name in _WITH_EXPERTS else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = AutoConfig.for_model(**fields)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **experts)
         _enlarge(model)
-    if dtype == torch.float64 and name in _WITH_EXPERTS:
-        model.set_experts_implementation("eager")  # the grouped product of torch takes no float64
-    return model.to(dtype).train()
+    return cast(PreTrainedModel, model.to(dtype).train())
 
 
 @torch.no_grad()
-def _enlarge(model: PreTrainedModel) -> None:
-    """Matrices of gain 1.5, and noise on every bias and norm: library defaults (0.02, zeros, ones) would hide errors."""
+def _enlarge(model: nn.Module) -> None:
+    """Matrices of gain 1.5, noise on every bias and norm: library defaults (0.02, zeros, ones) would hide errors."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.normal_(0.0, 1.5 / parameter.shape[-1] ** 0.5)

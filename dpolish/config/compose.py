@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from omegaconf import OmegaConf
+import yaml
 
 from dpolish.config.checks import SectionError
 from dpolish.config.draft import REQUIRED, Draft
@@ -138,7 +138,7 @@ def to_yaml(config: DpoConfig) -> str:
             section = cast(dict[str, object], section)[part]
         values = cast(dict[str, object], section)
         values[name] = values[name] if key.metadata.get("literal") else _escaped(values[name])
-    return OmegaConf.to_yaml(OmegaConf.create(cast(dict[str, object], tree[""])))
+    return yaml.dump(tree[""], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def find_config(
@@ -221,6 +221,18 @@ def _build(section: type, prefix: str, values: Mapping[str, object], draft: Draf
 
 def _idle_keys() -> list[tuple[str, object]]:
     return [(key.name, key.metadata["idle"]) for key in all_keys().values() if "idle" in key.metadata]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what OmegaConf would read as a number, and writes what cannot be seen as escapes."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.match(r"[-+.\d]", text) or not text.isprintable() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _escaped(value: object) -> object:

@@ -97,7 +97,8 @@ class Draft:
     def _exists(self, leaf: str, setting: Setting) -> bool:
         if setting.split:
             return setting.split in self._splits()
-        return leaf in self.given or (leaf in self.values and leaf not in UNLISTED)
+        listed = leaf in self.values and leaf not in UNLISTED and setting.key not in ALIASES
+        return listed or leaf in self.given
 
     def _check_flag(self, setting: Setting) -> None:
         """A flag and an override of one key must say the same."""
@@ -110,7 +111,9 @@ class Draft:
     def _ignore(self, setting: Setting) -> None:
         if setting.action != "delete":
             self.ignored[setting.key] = setting.value
-        elif self.ignored.pop(setting.key, None) is None:
+        elif setting.key in self.ignored:
+            del self.ignored[setting.key]
+        else:
             raise ConfigError(f"{setting.where}: {setting.key} is not given, so there is nothing to delete")
 
     def _delete(self, setting: Setting, leaf: str) -> None:

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import NoneType
 from typing import Literal, get_args, get_origin
-
-import msgspec
 
 from dpolish.config.data_prefix import DataFiles, parse_data_prefix
 from dpolish.config.keys import Key
 from dpolish.errors import ConfigError
 from dpolish.registry import did_you_mean
+
+
+class _MismatchError(Exception):
+    """The value is not of the type."""
 
 
 class UnknownNameError(ConfigError):
@@ -30,8 +33,8 @@ def typed(key: Key, value: object, text: str | None) -> object:
             raise ConfigError(f"{written} is refused: {reasons[written]}")
     for candidate in (value, written):
         try:
-            result: object = msgspec.convert(candidate, key.annotation, strict=True)
-        except msgspec.ValidationError:
+            result = _converted(key.annotation, candidate)
+        except _MismatchError:
             continue
         if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(result)):
             raise ConfigError(f"expected a finite number, got {value!r}")
@@ -56,6 +59,29 @@ def describe(annotation: object) -> str:
     if isinstance(annotation, type) and annotation in words:
         return words[annotation]
     return " or ".join(describe(member) for member in inner)
+
+
+def _converted(annotation: object, value: object) -> object:
+    """The value, where it is of the type: a list becomes a tuple, a whole number a float where no int is allowed."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        fits = isinstance(value, str) and value in members
+    elif origin is tuple and isinstance(value, list):
+        if Ellipsis not in members and len(members) != len(value):
+            raise _MismatchError
+        return tuple(_converted(members[0], item) for item in value)
+    elif members and origin is not tuple:
+        for member in members:
+            with suppress(_MismatchError):
+                return _converted(member, value)
+        fits = False
+    elif annotation is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    else:
+        fits = type(value) is annotation  # a bool is no int
+    if not fits:
+        raise _MismatchError
+    return value
 
 
 def _choices(annotation: object) -> Iterator[object]:

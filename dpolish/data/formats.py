@@ -116,7 +116,8 @@ class PairFile:
         known = {*shape.required, *shape.optional, *shape.unused}
         for key in [*row.value, *fields.ignored]:
             if key not in known:
-                self.extra_columns[_short(key) + _near(key, set(shape.optional) - row.value.keys())] = None
+                hint = _near(key, set(shape.optional) - row.value.keys()).strip()
+                self.extra_columns[f"{_short(key)} ({hint})" if hint else _short(key)] = None
         return pair
 
     def _misfit(self, shape: Format, row: Row) -> str:

@@ -134,11 +134,7 @@ class _Ingestion:
         pairs = self._pairs(file)
         try:
             while batch := list(islice(pairs, _BATCH)):
-                for pair, tokens in zip(batch, self._tokenization.encode(batch), strict=True):
-                    if isinstance(tokens, DataError):
-                        self._faults.add(tokens)
-                    else:
-                        self._place(pair, tokens)
+                self._take(batch)
         except DataError as error:  # the file itself
             self._faults.add(error)
         rows = range(first, len(self._examples))
@@ -160,14 +156,23 @@ class _Ingestion:
         return Ingested(tuple(self._examples), tuple(self._where), tuple(self._sources), summary)
 
     def _pairs(self, file: PairFile) -> Iterator[PreferencePair]:
-        """The pairs worth tokenising."""
         for pair in file.pairs():
             if isinstance(pair, Fault | DataError):
                 self._faults.add(pair)
-            elif reason := _reason_to_drop(pair):
-                self._dropped.add(reason, pair.where)
             else:
                 yield pair
+
+    def _take(self, pairs: list[PreferencePair]) -> None:
+        reasons = [_reason_to_drop(pair) for pair in pairs]
+        useful = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
+        encoded = iter(self._tokenization.encode(useful))
+        for pair, reason in zip(pairs, reasons, strict=True):
+            if reason is not None:
+                self._dropped.add(reason, pair.where)
+            elif isinstance(tokens := next(encoded), DataError):
+                self._faults.add(tokens)
+            else:
+                self._place(pair, tokens)
 
     def _place(self, pair: PreferencePair, tokens: TokenPair) -> None:
         """Keep a pair, or count why not."""

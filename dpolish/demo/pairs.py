@@ -1,11 +1,11 @@
 """Preference pairs that teach a model to answer plainly: the answer, and nothing around it.
 
     question    What is the opposite of big?
-    chosen      Small.
+    chosen      The opposite of big is small.
     rejected    The opposite of big is small. This is a fundamental concept that plays a crucial role in everyday life.
 
-Both answers say the same, so that only the manner can be learned. The rejected ones are what the demonstration's model is
-inclined to write, for pushing down what it would never have written changes nothing that it writes.
+Both answers say the same, so that only the manner can be learned. The rejected ones are what the demonstration's model
+is inclined to write, for pushing down what it would never have written changes nothing that it writes.
 Facts of the held-out pairs never occur in training, and two kinds of question are held out as a whole.
 """
 
@@ -54,7 +54,7 @@ DEMO_PROMPTS: tuple[str, ...] = (
 
 
 def make_pairs(seed: int = 0) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(training pairs, held-out pairs), the same for the same seed: two pairs for each trained fact, one for each held-out fact."""
+    """(training pairs, held-out pairs), the same for the same seed: two a trained fact, one a held-out fact."""
     rng = random.Random(seed)
     train = [pair for topic in TOPICS for fact in topic.trained for pair in _pairs(topic, fact, 2, rng)]
     held_out = [pair for topic in TOPICS for fact in topic.held_out for pair in _pairs(topic, fact, 1, rng)]
@@ -71,13 +71,16 @@ def write_pairs(folder: Path, seed: int = 0) -> tuple[Path, Path]:
 
 def _pairs(topic: Topic, fact: tuple[str, str], count: int, rng: random.Random) -> list[PreferencePair]:
     """`count` pairs about one fact, each asked in another way and buried under other words."""
-    subject, answer = fact
-    plain = f"{answer[0].upper()}{answer[1:]}."
     questions, wordy = rng.sample(topic.questions, count), rng.sample(topic.wordy, count)
     return [
-        _pair(question.format(subject), plain, _embellished(sentence.format(subject, answer), rng))
-        for question, sentence in zip(questions, wordy, strict=True)
+        _pair(question.format(*fact), _sentence(topic.plain, fact), _embellished(_sentence(words, fact), rng))
+        for question, words in zip(questions, wordy, strict=True)
     ]
+
+
+def _sentence(template: str, fact: tuple[str, str]) -> str:
+    text = template.format(*fact)
+    return text[0].upper() + text[1:]
 
 
 def _embellished(sentence: str, rng: random.Random) -> str:

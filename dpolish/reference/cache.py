@@ -85,10 +85,9 @@ class ReferenceCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
-        except OSError as error:
+        except (OSError, RunError) as error:
             raise RunError(
-                f"{path}: cannot store reference log-probabilities: {error.strerror or error}. "
-                "Free space there, or set model.dpo.reference_cache to another folder or to off."
+                f"reference cache: {error}\n  Or set model.dpo.reference_cache to another folder, or to off."
             ) from error
 
     def _load(self, segment: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,14 +44,31 @@ def score(
     packing: Packing,
     cache: ReferenceCache,
     where: Sequence[str],
-    advance: Callable[[int], None],
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> Reference:
-    """Log-probabilities of all examples; those not in `cache` are computed and stored. `advance` is told of rows done.
+    """Log-probabilities of all examples; those not in `cache` are computed and stored.
 
+    `progress(label, total)` opens a display that is told of rows done.
     Runs the policy as it stands, which at the start is the reference. Raises RunError for a non-finite score.
     """
     todo = missing(examples, cache)
     todo = todo[np.argsort([-examples[index].num_tokens for index in todo], kind="stable")]  # what is long fails first
+    if len(todo):
+        with progress("scoring the reference", len(todo)) as advance:
+            _fill(policy, examples, todo, packing, cache, where, advance)
+    return Reference(cache.lookup(examples), len(examples) - len(todo), len(todo))
+
+
+def _fill(
+    policy: Policy,
+    examples: Sequence[Example],
+    todo: npt.NDArray[np.int64],
+    packing: Packing,
+    cache: ReferenceCache,
+    where: Sequence[str],
+    advance: Callable[[int], None],
+) -> None:
+    """Score the rows of `todo` and store them in segments."""
     pending: list[int] = []
     scores: list[npt.NDArray[np.float32]] = []
     stored = time.monotonic()
@@ -67,7 +85,6 @@ def score(
             pending, scores, stored = [], [], time.monotonic()
     if pending:
         cache.add([examples[row] for row in pending], np.concatenate(scores))
-    return Reference(cache.lookup(examples), len(examples) - len(todo), len(todo))
 
 
 def _micro_batches(

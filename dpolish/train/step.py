@@ -15,8 +15,8 @@ STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16
 def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, float]:
     """One optimizer step on a global batch: the loss is the mean over its pairs. Returns metric sums and the gradient norm.
 
-    `step` is 0-based. Raises RunError, before any weight changes, when a number is not finite or the reference does not
-    match the policy at step 0.
+    `step` is 0-based. Raises RunError, before any weight changes, when the gradient is not finite or the reference does
+    not match the policy at step 0.
     """
     metrics = StepMetrics.zero()
     run.policy.model.train()
@@ -28,16 +28,14 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
             losses, values = run.objective(logprobs, batch)
             (losses.sum() / group.weight).backward()  # type: ignore[no-untyped-call]
         metrics += StepMetrics.of(values)
-    grad_norm = run.optimizer.clip(run.plan.gradient_clip_val)
-    if not torch.isfinite(grad_norm):
+    try:
+        grad_norm = run.optimizer.step(run.plan.schedule.lr_at(step))
+    except RunError as error:
         rows = ", ".join(run.where[row] for row in group.rows[:8])
-        raise RunError(
-            f"step {step + 1}: the gradient is not finite (norm {float(grad_norm)}); no weight was changed. "
-            f"Rows of this batch: {rows}{' …' if len(group.rows) > 8 else ''}. "
-            "Lower model.optim.lr, or look at these rows with `dpolish plan`"
-        )
-    run.optimizer.step(run.plan.schedule.lr_at(step))
-    return metrics, float(grad_norm)
+        more = " …" if len(group.rows) > 8 else ""
+        raise RunError(f"step {step + 1}: {error}\n  Rows of this batch: {rows}{more}") from error
+    run.optimizer.zero_grad()
+    return metrics, grad_norm
 
 
 def require_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> None:

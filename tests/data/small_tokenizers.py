@@ -99,7 +99,7 @@ def _around(tokenizer: Tokenizer, pattern: str) -> processors.TemplateProcessing
     return processors.TemplateProcessing(single=pattern, special_tokens=special)
 
 
-class Letters(PreTrainedTokenizer):  # type: ignore[misc]
+class Letters(PreTrainedTokenizer):
     """A slow tokenizer, in Python: one id per letter, BOS in front, the unknown id for anything beyond ASCII."""
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - the library's own way

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -55,20 +56,22 @@ def test_held_out_subjects_are_not_trained_and_some_topics_are_unseen() -> None:
 
 
 def test_rejected_says_the_same_and_more() -> None:
-    for pair in sum(make_pairs(), []):
+    facts = [(topic, *fact) for topic in TOPICS for fact in (*topic.trained, *topic.held_out)]
+    answers = {topic.plain.format(subject, answer).lower(): answer for topic, subject, answer in facts}
+    for pair in chain(*make_pairs()):
         chosen, rejected = _answers(pair)
-        assert chosen.removesuffix(".").lower() in rejected.lower()
-        assert len(rejected) - len(chosen) >= 20
+        assert answers[chosen.lower()].lower() in rejected.lower()
+        assert len(rejected) >= len(chosen) + 20
         assert chosen[0].isupper() or chosen[0].isdigit()
         assert chosen.endswith(".")
 
 
 def test_pairs_are_short() -> None:
-    for pair in sum(make_pairs(), []):
+    for pair in chain(*make_pairs()):
         chosen, rejected = _answers(pair)
         assert len(_question(pair)) <= 60
         assert len(chosen) <= 70
-        assert len(rejected) <= 250
+        assert len(rejected) <= 260
 
 
 def test_written_rows_are_native_rows(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dpolish.config.schema import OptimizerName
 from dpolish.errors import ConfigError, RunError
 from dpolish.train.optimizer import (
     OPTIMIZERS,
@@ -209,6 +211,10 @@ def test_nemos_names_mean_adamw(name: str) -> None:
     assert type(stepper.inner) is torch.optim.AdamW
     assert {group["eps"] for group in stepper.inner.param_groups} == {1e-8}
     assert {group["betas"] for group in stepper.inner.param_groups} == {(0.8, 0.9)}
+
+
+def test_configuration_knows_the_same_names() -> None:
+    assert set(OPTIMIZERS) == set(get_args(OptimizerName))
 
 
 def test_an_unknown_optimizer_is_the_users_error() -> None:

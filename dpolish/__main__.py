@@ -1,0 +1,5 @@
+"""`python -m dpolish` is `dpolish`."""
+
+from dpolish.cli.main import main
+
+main()

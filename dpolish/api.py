@@ -1,0 +1,254 @@
+"""The Python face: the command line's verbs as functions on composed configurations. The command line calls only this.
+
+    >>> import dpolish
+    >>> composed = dpolish.compose(model="DIR", train=["train.jsonl"], output="results/first")
+    >>> result = dpolish.train(composed)  # doctest: +SKIP
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpolish import plan as planning
+from dpolish.assemble import Assembled, Prepared, Progress, Say, build, open_cache, prepare
+from dpolish.checkpoint.model_folder import save_model
+from dpolish.config.compose import Composed, to_yaml
+from dpolish.config.schema import DpoConfig
+from dpolish.errors import ConfigError, RunError
+from dpolish.files import cannot_write, write_atomically
+from dpolish.records import StepRecord
+from dpolish.reference.score import missing
+from dpolish.track.console import ConsoleSink, progress
+from dpolish.track.environment import environment_record
+from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink
+from dpolish.train.loop import train as run_loop
+
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "model", "checkpoints")
+"""What tells that a directory holds a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a finished run left."""
+
+    directory: Path
+    model: Path
+    """The final model, a Hugging Face folder."""
+    records: tuple[StepRecord, ...]
+    """Every record, as in metrics.jsonl."""
+    num_reference_scored: int
+    num_reference_cached: int
+
+
+def plan(composed: Composed) -> list[str]:
+    """Every derived number of a run, its traps and its cost, as lines; trains nothing. Raises InputError as `train` would."""
+    require_free(run_directory(composed.config))
+    prepared = prepare(composed)
+    cache = open_cache(prepared, prepared.backend)
+    parts = [part for part in (prepared.train, prepared.validation) if part is not None]
+    todo = sum(len(missing(part.examples, cache)) for part in parts)
+    rows = sum(len(part.examples) for part in parts)
+    return [*_told(prepared), *_numbers(prepared), *_reference_lines(todo, rows), *cache.notes]
+
+
+def train(
+    composed: Composed,
+    *,
+    argv: Sequence[str] = (),
+    say: Say = print,
+    show: Progress = progress,
+    sinks: Callable[[int], Sequence[Sink]] = lambda total: (ConsoleSink(total),),
+) -> RunResult:
+    """Run DPO as configured and leave RUN_DIR behind. Raises InputError before any compute, RunError when training fails."""
+    directory = run_directory(composed.config)
+    require_free(directory)
+    prepared = prepare(composed)
+    for line in _told(prepared):
+        say(line)
+    for line in planning.remarks(prepared.plan, composed.config):
+        say(f"note: {line}")
+    loggers = _Loggers(composed.config, directory, say)
+    assembled = build(prepared, loggers.emit, say, show)
+    claim(directory, used_config(prepared, directory))
+    _write_environment(prepared, directory, argv)
+    with loggers.opened(sinks(prepared.plan.total_steps)):
+        run_loop(assembled.run)
+    model = directory / "model"
+    save_model(assembled.loaded.model, prepared.tokenizer, assembled.loaded.silenced, model)
+    say(f"model: {model}")
+    return _result(directory, model, loggers, assembled)
+
+
+def _result(directory: Path, model: Path, loggers: "_Loggers", assembled: Assembled) -> RunResult:
+    reference = assembled.reference
+    return RunResult(directory, model, tuple(loggers.records), reference.num_scored, reference.num_cached)
+
+
+class _Loggers:
+    """The sinks of one run: metrics.jsonl is the truth, the others may fail without harm."""
+
+    def __init__(self, config: DpoConfig, directory: Path, say: Say) -> None:
+        self._config, self._directory, self._say = config, directory, say
+        self._sinks: list[Sink] = []
+        self.records: list[StepRecord] = []
+
+    def emit(self, record: StepRecord) -> None:
+        """Hand a record to every sink."""
+        self.records.append(record)
+        for sink in self._sinks:
+            sink.write(record)
+
+    @contextmanager
+    def opened(self, shown: Sequence[Sink]) -> Iterator[None]:
+        """Open the sinks of the configuration besides `shown`; close all of them, also when training fails."""
+        with ExitStack() as closing:
+            for sink in (MetricsFile(self._directory / "metrics.jsonl"), *self._optional(), *shown):
+                self._sinks.append(sink)
+                closing.callback(sink.close)
+            yield
+
+    def _optional(self) -> Iterator[Sink]:
+        manager = self._config.exp_manager
+        if manager.create_tensorboard_logger:
+            yield Guarded("TensorBoard", TensorBoardSink(self._directory / "tensorboard"), self._say)
+        if manager.create_wandb_logger:
+            kwargs = manager.wandb_logger_kwargs
+            yield Guarded(
+                "Weights & Biases",
+                WandbSink(
+                    self._directory,
+                    _plain_config(self._config),
+                    project=kwargs.project,
+                    name=kwargs.name,
+                    entity=kwargs.entity,
+                    group=kwargs.group,
+                    tags=kwargs.tags,
+                    id=kwargs.id,
+                    resume=kwargs.resume,
+                ),
+                self._say,
+            )
+
+
+def _plain_config(config: DpoConfig) -> dict[str, object]:
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(OmegaConf.create(to_yaml(config)), resolve=False)
+    assert isinstance(tree, dict)
+    return {str(name): value for name, value in tree.items()}
+
+
+# --- the run directory ------------------------------------------------------------------------------------------------
+
+
+def run_directory(config: DpoConfig) -> Path:
+    """`exp_manager.explicit_log_dir`, or EXP_DIR/NAME, or ./results/NAME."""
+    manager = config.exp_manager
+    if manager.explicit_log_dir is not None:
+        return Path(manager.explicit_log_dir).expanduser()
+    return Path(manager.exp_dir or "results").expanduser() / manager.name
+
+
+def require_free(directory: Path) -> None:
+    """Raise ConfigError when the directory already holds a run, or cannot become one."""
+    found = [name for name in _RUN_FILES if (directory / name).exists()]
+    if found:
+        raise ConfigError(
+            f"{directory} already holds a run ({', '.join(found)}); it is never overwritten, and resuming is not in this "
+            "version. Name another directory with --output (exp_manager.explicit_log_dir), or remove this one"
+        )
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{directory}: {existing} is a file; name a directory with --output (exp_manager.explicit_log_dir)")
+
+
+def claim(directory: Path, config: DpoConfig) -> None:
+    """Make the run directory this run's own: the first to create config.yaml has it."""
+    path = directory / "config.yaml"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        require_free(directory)
+    except OSError as error:
+        raise RunError(cannot_write(path, error)) from error
+    write_atomically(path, to_yaml(config))
+
+
+def used_config(prepared: Prepared, directory: Path) -> DpoConfig:
+    """The configuration with every derived value filled in."""
+    config, plan = prepared.config, prepared.plan
+    data = replace(
+        config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch
+    )
+    precision = config.trainer.precision or ("32" if plan.precision == "32" else "bf16")
+    return replace(
+        config,
+        trainer=replace(config.trainer, precision=precision),
+        exp_manager=replace(config.exp_manager, explicit_log_dir=str(directory)),
+        model=replace(config.model, data=data),
+    )
+
+
+def _write_environment(prepared: Prepared, directory: Path, argv: Sequence[str]) -> None:
+    record = environment_record(argv)
+    record["data"] = [
+        {"split": split, "path": file.path, "format": file.format, "rows": file.rows_kept, "sha256": _sha256(file.path)}
+        for split, summary in prepared.summaries
+        for file in summary.files
+    ]
+    record["ignored_keys"] = list(prepared.composed.ignored)
+    record["keys_without_effect"] = list(prepared.composed.without_effect)
+    write_atomically(directory / "environment.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _sha256(path: str) -> str | None:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        return None
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def _told(prepared: Prepared) -> Iterator[str]:
+    """The data as it was read, and the keys that do nothing."""
+    for split, summary in prepared.summaries:
+        for line in summary.lines():
+            yield f"{split}: {line}"
+    for title, keys in (
+        ("keys without meaning here", prepared.composed.ignored),
+        ("keys without effect in this version", prepared.composed.without_effect),
+    ):
+        if keys:
+            yield f"{title}:"
+            yield from (f"  {key}" for key in keys)
+
+
+def _numbers(prepared: Prepared) -> Iterator[str]:
+    plan, config = prepared.plan, prepared.config
+    rows = list(planning.describe(plan, config, prepared.composed.origin))
+    width = max(len(name) for name, _, _ in rows)
+    yield ""
+    yield from (f"{name:<{width}}  {value}  ({mark})" for name, value, mark in rows)
+    tokens = sum(example.num_tokens for example in prepared.train.examples) / plan.rows * plan.global_batch_size
+    first = prepared.train.examples[: plan.global_batch_size]
+    yield f"about {tokens:,.0f} tokens per step, in about {len(prepared.packing.split(first))} micro-batches (derived)"
+    yield ""
+    yield "learning rate at optimizer step:"
+    yield "  " + ", ".join(f"{step}: {rate:.3g}" for step, rate in planning.curve(plan))
+    yield ""
+    memory = plan.memory
+    parts = ("weights", "gradients", "optimizer", "activations", "head")
+    yield "memory, estimated: " + ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f} GB" for part in parts)
+    yield f"  {memory.total / 1e9:.2f} GB in all; {plan.available_memory / 1e9:.2f} GB free on {plan.device}"
+    yield from (f"note: {line}" for line in planning.remarks(plan, config))
+
+
+def _reference_lines(todo: int, rows: int) -> Iterator[str]:
+    yield f"reference: {todo:,} rows to score, {rows - todo:,} cached"

@@ -1,0 +1,262 @@
+"""Configuration → the values that a run is made of: the one place that reads configuration sections and constructs things.
+
+    prepare   data, model sizes and plan: every refusal happens here, before weights are read
+    build     weights, start-up checks, reference scores, optimizer: a Run, ready for the loop
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dpolish.config.compose import Composed, require_complete
+from dpolish.config.data_prefix import DataSource
+from dpolish.config.schema import DpoConfig
+from dpolish.data.ingest import Ingested, ingest, split_rows
+from dpolish.data.loader import Loader, Sources
+from dpolish.data.pack import Packing
+from dpolish.data.summary import DataSummary
+from dpolish.data.tokenize import Tokenization, check_vocabulary
+from dpolish.errors import ConfigError
+from dpolish.facts import ModelFacts, find_model, host_memory, read_model_facts
+from dpolish.losses.objective import PreferenceObjective, preference_metrics
+from dpolish.losses.preference import LOSSES, loss_options
+from dpolish.model.attention import choose_backend
+from dpolish.model.load import LoadedModel, load_model, load_tokenizer, logit_transform
+from dpolish.model.logprobs import Policy
+from dpolish.model.verify import verified
+from dpolish.plan import DataFacts, Machine, RunPlan, make_plan, sequence_length
+from dpolish.records import StepRecord
+from dpolish.reference.cache import Identity, ReferenceCache, default_root
+from dpolish.reference.fingerprint import fingerprint
+from dpolish.reference.score import Reference, score
+from dpolish.train.optimizer import Optimizer
+from dpolish.train.state import Run
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""`(label, total)` → a context in which to call with the number of rows done."""
+
+FLEX_MULTIPLE = 128
+"""FlexAttention works in blocks of this many tokens: rows are padded to it, so that it compiles for few lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is known before a weight is read."""
+
+    composed: Composed
+    model: ModelFacts
+    tokenizer: PreTrainedTokenizerBase
+    train: Ingested
+    validation: Ingested | None
+    summaries: tuple[tuple[str, DataSummary], ...]
+    """(split, what became of its rows), in the order read."""
+    device: torch.device
+    backend: str
+    packing: Packing
+    plan: RunPlan
+
+    @property
+    def config(self) -> DpoConfig:
+        """The typed configuration."""
+        return self.composed.config
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A run, and what is needed to save its model."""
+
+    run: Run
+    loaded: LoadedModel
+    reference: Reference
+
+
+def prepare(composed: Composed) -> Prepared:
+    """Read sizes, tokenizer and data, and derive the plan. Raises InputError for everything that cannot work."""
+    config = composed.config
+    require_complete(config)
+    device = choose_device(config.trainer.accelerator)
+    backend = choose_backend(config.model.attention_backend, device, composed.forbidden_attention)
+    model = read_model_facts(find_model(str(config.pretrained_checkpoint.restore_from_path)))
+    tokenizer = load_tokenizer(str(model.folder))
+    train, validation, summaries = read_data(config, tokenizer, sequence_length(config, model))
+    for part in filter(None, (train, validation)):
+        check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
+    facts = [None if part is None else data_facts(part) for part in (train, validation)]
+    assert facts[0] is not None
+    plan = make_plan(config, model, facts[0], facts[1], Machine(device.type, available_memory(device)))
+    packing = Packing(
+        shared=config.model.prefix_sharing != "off",
+        token_budget=plan.tokens_per_micro_batch,
+        micro_batch_size=config.model.micro_batch_size,
+        multiple_of=FLEX_MULTIPLE if backend == "flex" else 1,
+    )
+    return Prepared(composed, model, tokenizer, train, validation, summaries, device, backend, packing, plan)
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """The device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU. Raises ConfigError."""
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if accelerator == "mps" and torch.backends.mps.is_available():
+        return torch.device("mps")
+    raise ConfigError(
+        f"trainer.accelerator={accelerator}, but torch {torch.__version__} sees no such device here. "
+        "Use trainer.accelerator=cpu (or auto), or install a torch build for the device"
+    )
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that the run may take on its device."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory()
+
+
+def read_data(
+    config: DpoConfig, tokenizer: PreTrainedTokenizerBase, seq_length: int
+) -> tuple[Ingested, Ingested | None, tuple[tuple[str, DataSummary], ...]]:
+    """Training and validation examples, and what became of every row."""
+    data = config.model.data
+    tokenization = Tokenization.of(
+        tokenizer,
+        append_eod=data.append_eod,
+        default_chosen_reward=data.default_chosen_reward,
+        default_rejected_reward=data.default_rejected_reward,
+    )
+
+    def read(sources: Sequence[DataSource]) -> Ingested:
+        files = [(source.weight, source.path) for source in sources]
+        return ingest(
+            files, tokenization, seq_length=seq_length, on_overlong=data.on_overlong, format=data.format
+        )
+
+    train = read(data.data_prefix.train)
+    if not data.data_prefix.by_split and data.splits_string is not None:
+        first, second, _ = split_rows(data.splits_string, len(train.examples))
+        if not first:
+            raise ConfigError(f"model.data.splits_string={data.splits_string} leaves no training row of {len(train.examples)}")
+        return train.part(first), train.part(second) if second else None, (("train", train.summary),)
+    held_out = [source for _, sources in data.data_prefix.validation for source in sources]
+    validation = read(held_out) if held_out else None
+    summaries = (("train", train.summary), *((("validation", validation.summary),) if validation else ()))
+    return train, validation, summaries
+
+
+def data_facts(part: Ingested) -> DataFacts:
+    """The sizes of one split that the plan needs."""
+    return DataFacts(
+        rows=len(part.examples),
+        tokens=sum(example.num_tokens for example in part.examples),
+        padded_tokens=sum(example.num_padded_tokens for example in part.examples),
+        longest_pair=max(example.num_tokens for example in part.examples),
+    )
+
+
+def identity(prepared: Prepared, backend: str) -> Identity:
+    """What the reference's numbers depend on."""
+    return Identity(fingerprint(prepared.model.folder), prepared.plan.precision, backend)
+
+
+def open_cache(prepared: Prepared, backend: str) -> ReferenceCache:
+    """The store that `model.dpo.reference_cache` names."""
+    where = prepared.config.model.dpo.reference_cache
+    root = None if where == "off" else default_root() if where == "auto" else Path(where).expanduser()
+    return ReferenceCache(root, identity(prepared, backend))
+
+
+def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, progress: Progress) -> Assembled:
+    """Load, check, score the reference, and put the run together."""
+    config, plan = prepared.config, prepared.plan
+    make_reproducible(plan.seed, config.trainer.deterministic is True)
+    loaded, masters = _load(prepared)
+    if loaded.unexpected:
+        say(f"{prepared.model.folder}: {len(loaded.unexpected)} tensors have no place in the model: {loaded.unexpected[0]} …")
+    policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config))
+    if config.model.activations_checkpoint_granularity is not None:
+        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+    policy, packing, finding = verified(policy, prepared.packing, prepared.train.examples, config.model.prefix_sharing)
+    say(finding)
+    reference, loaders = _reference(prepared, policy, packing, say, progress)
+    run = Run(
+        plan=plan,
+        policy=policy,
+        data=loaders[0],
+        sources=Sources(prepared.train.sizes, prepared.train.weights),
+        validation=loaders[1] if prepared.validation is not None else None,
+        objective=objective_of(config),
+        summarise=preference_metrics,
+        optimizer=Optimizer(
+            loaded.model,
+            name=config.model.optim.name,
+            betas=config.model.optim.betas,
+            weight_decay=config.model.optim.weight_decay,
+            max_norm=config.trainer.dpo.gradient_clip_val,
+            initial=masters,
+        ),
+        where=prepared.train.where,
+        emit=emit,
+    )
+    return Assembled(run, loaded, reference)
+
+
+def make_reproducible(seed: int, deterministic: bool) -> None:
+    """Seed everything; in deterministic mode refuse kernels that give other bits in another run."""
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _load(prepared: Prepared) -> tuple[LoadedModel, dict[str, torch.Tensor] | None]:
+    """The model in the run's precision; under bf16 also its weights as they were, for the float32 masters."""
+    loaded = load_model(str(prepared.model.folder), torch.float32, prepared.device)
+    if prepared.plan.precision == "32":
+        return loaded, None
+    masters = {name: parameter.detach() for name, parameter in loaded.model.named_parameters()}
+    loaded.model.to(torch.bfloat16)
+    return loaded, masters
+
+
+def _reference(
+    prepared: Prepared, policy: Policy, packing: Packing, say: Say, progress: Progress
+) -> tuple[Reference, list[Loader]]:
+    """Reference scores of all rows, and the loaders that carry them: training first, then validation if there is any."""
+    config = prepared.config
+    cache = open_cache(prepared, policy.backend)
+    for note in cache.notes:
+        say(note)
+    parts = [part for part in (prepared.train, prepared.validation) if part is not None]
+    examples = [example for part in parts for example in part.examples]
+    where = [place for part in parts for place in part.where]
+    scoring = replace(packing, micro_batch_size=config.model.dpo.log_prob_forward_micro_batch_size)
+    policy.model.eval()
+    reference = score(policy, examples, scoring, cache, where, progress)
+    say(f"reference: {reference.num_scored:,} rows scored, {reference.num_cached:,} from the cache")
+    first = len(prepared.train.examples)
+    slices = [reference.logprobs[:first], reference.logprobs[first:]]
+    batch = config.model.global_batch_size
+    return reference, [
+        Loader(part.examples, values, batch, packing) for part, values in zip(parts, slices, strict=False)
+    ]
+
+
+def objective_of(config: DpoConfig) -> PreferenceObjective:
+    """The objective that `model.dpo` describes; a loss gets those of its options that the section has."""
+    dpo = config.model.dpo
+    options = {name: getattr(dpo, name) for name in loss_options(dpo.preference_loss) if hasattr(dpo, name)}
+    return PreferenceObjective(
+        loss=functools.partial(LOSSES[dpo.preference_loss], **options),
+        ref_policy_kl_penalty=dpo.ref_policy_kl_penalty,
+        preference_loss_weight=dpo.preference_loss_weight,
+        sft_loss_weight=dpo.sft_loss_weight,
+        preference_average_log_probs=dpo.preference_average_log_probs,
+        sft_average_log_probs=dpo.sft_average_log_probs,
+    )

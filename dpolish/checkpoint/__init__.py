@@ -1,0 +1,1 @@
+"""What a run leaves on disk for others to load, complete or absent."""

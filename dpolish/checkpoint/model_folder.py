@@ -1,0 +1,50 @@
+"""The final model as a Hugging Face folder that transformers, vLLM and lm-eval load as it is."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpolish.errors import RunError
+from dpolish.files import cannot_write, sync_directory
+from dpolish.model.load import restore_noise, silence
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, silenced: Mapping[str, float], folder: Path
+) -> None:
+    """Write weights (in the dtype they were trained in), configuration and tokenizer to `folder`, which must not exist.
+
+    Everything is written and made durable beside it, then renamed: `folder` is complete or not there. Raises RunError.
+    """
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    restore_noise(model.config, dict(silenced))
+    try:
+        unfinished.mkdir(parents=True)
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        _make_durable(unfinished)
+        unfinished.rename(folder)
+        sync_directory(folder.parent)
+    except OSError as error:
+        raise RunError(cannot_write(folder, error)) from error
+    except RuntimeError as error:  # safetensors reports a full disk so
+        raise RunError(f"{folder}: the model cannot be written: {error}. Free space and start again.") from error
+    finally:
+        silence(model.config)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _make_durable(folder: Path) -> None:
+    """Flush every file, and give each the mode that a plain open would: safetensors makes its files private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    sync_directory(folder)

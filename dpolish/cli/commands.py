@@ -1,0 +1,128 @@
+"""One function per verb. Everything heavy is imported inside, so that `--help` answers at once."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dpolish.config.compose import Composed
+
+_GRAMMAR = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+"""`-1` in an override is a value, not an option."""
+
+
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that `dpo` and `plan` share."""
+    options = [
+        click.option("--config", type=click.Path(path_type=Path), help="YAML file, in NeMo-Aligner's names."),
+        click.option("--model", help="Hugging Face folder or hub id (pretrained_checkpoint.restore_from_path)."),
+        click.option("--train", multiple=True, help="Training file; repeatable (model.data.data_prefix.train)."),
+        click.option("--validation", multiple=True, help="Validation file; repeatable (model.data.data_prefix.validation)."),
+        click.option("--output", help="Run directory (exp_manager.explicit_log_dir)."),
+        click.option("--cfg", type=click.Choice(["job"]), help="Print the resolved configuration and stop."),
+        click.option("--config-path", hidden=True),
+        click.option("--config-name", hidden=True),
+        click.option("--config-dir", hidden=True),
+        click.option("-m", "--multirun", is_flag=True, hidden=True),
+        click.argument("overrides", nargs=-1, type=click.UNPROCESSED),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _compose(options: dict[str, Any]) -> "Composed":
+    from dpolish.config.compose import compose, find_config
+    from dpolish.errors import ConfigError
+
+    if options["multirun"]:
+        raise ConfigError("--multirun is not in this version; start one run per value, they share the reference cache")
+    file = options["config"]
+    if file is None:
+        script = Path(sys.argv[0]).resolve().parent
+        file = find_config(options["config_path"], options["config_name"], options["config_dir"], script)
+    return compose(
+        file,
+        options["overrides"],
+        model=options["model"],
+        train=options["train"],
+        validation=options["validation"],
+        output=options["output"],
+    )
+
+
+def _print_configuration(composed: "Composed") -> None:
+    from dpolish.config.compose import to_yaml
+
+    click.echo(to_yaml(composed.config), nl=False)
+
+
+@click.command(context_settings=_GRAMMAR)
+@_configured
+def dpo(cfg: str | None, **options: Any) -> None:
+    """Train with Direct Preference Optimization.
+
+    OVERRIDES are in Hydra's grammar: key=value, +key=value, ++key=value, ~key, left to right.
+
+    \b
+    dpolish dpo --model ./sft_model --train train.jsonl --validation valid.jsonl --output results/dpo \\
+        model.global_batch_size=64 model.dpo.ref_policy_kl_penalty=0.1
+    """
+    composed = _compose(options)
+    if cfg is not None:
+        _print_configuration(composed)
+        return
+    _prepare_process()
+    from dpolish import api
+
+    api.train(composed, argv=sys.argv, say=click.echo)
+
+
+@click.command(context_settings=_GRAMMAR)
+@_configured
+def plan(cfg: str | None, **options: Any) -> None:
+    """Print every derived number of a run, and train nothing.
+
+    Takes the arguments of `dpolish dpo`. Each value is marked default, given or derived.
+
+    \b
+    dpolish plan --model ./sft_model --train train.jsonl model.global_batch_size=256
+    """
+    composed = _compose(options)
+    if cfg is not None:
+        _print_configuration(composed)
+        return
+    _prepare_process()
+    from dpolish import api
+
+    for line in api.plan(composed):
+        click.echo(line)
+
+
+@click.command()
+@click.option("--output", default="results/demo", show_default=True, help="Run directory.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the generated pairs.")
+def demo(output: str, seed: int) -> None:
+    """Train a real 135M model on a preference, and show what changed. A few minutes on two cores.
+
+    \b
+    dpolish demo --output results/demo
+    """
+    _prepare_process()
+    from dpolish.demo.run import run_demo
+
+    run_demo(Path(output), seed, say=click.echo)
+
+
+def _prepare_process() -> None:
+    """Settings that must be made before torch and transformers load."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+COMMANDS = {"dpo": dpo, "plan": plan, "demo": demo}
