@@ -1,8 +1,8 @@
 """The Python face: the command line's verbs as functions on composed configurations. The command line calls only this.
 
-    >>> import dpolish
-    >>> composed = dpolish.compose(model="DIR", train=["train.jsonl"], output="results/first")
-    >>> result = dpolish.train(composed)  # doctest: +SKIP
+>>> import dpolish
+>>> composed = dpolish.compose(model="DIR", train=["train.jsonl"], output="results/first")
+>>> result = dpolish.train(composed)  # doctest: +SKIP
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dpolish import plan as planning
 from dpolish.assemble import Assembled, Prepared, Progress, Say, build, open_cache, prepare
 from dpolish.checkpoint.model_folder import save_model
 from dpolish.config.compose import Composed, to_yaml
 from dpolish.config.schema import DpoConfig
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
+from dpolish.plan import curve, describe, remarks
 from dpolish.records import StepRecord
 from dpolish.reference.score import missing
 from dpolish.track.console import ConsoleSink, progress
@@ -68,7 +68,7 @@ def train(
     prepared = prepare(composed)
     for line in _told(prepared):
         say(line)
-    for line in planning.remarks(prepared.plan, composed.config):
+    for line in remarks(prepared.plan, composed.config):
         say(f"note: {line}")
     loggers = _Loggers(composed.config, directory, say)
     assembled = build(prepared, loggers.emit, say, show)
@@ -125,7 +125,7 @@ class _Loggers:
                     name=kwargs.name,
                     entity=kwargs.entity,
                     group=kwargs.group,
-                    tags=kwargs.tags,
+                    tags=kwargs.tags or (),
                     id=kwargs.id,
                     resume=kwargs.resume,
                 ),
@@ -162,7 +162,9 @@ def require_free(directory: Path) -> None:
         )
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ConfigError(f"{directory}: {existing} is a file; name a directory with --output (exp_manager.explicit_log_dir)")
+        raise ConfigError(
+            f"{directory}: {existing} is a file; name a directory with --output (exp_manager.explicit_log_dir)"
+        )
 
 
 def claim(directory: Path, config: DpoConfig) -> None:
@@ -181,9 +183,7 @@ def claim(directory: Path, config: DpoConfig) -> None:
 def used_config(prepared: Prepared, directory: Path) -> DpoConfig:
     """The configuration with every derived value filled in."""
     config, plan = prepared.config, prepared.plan
-    data = replace(
-        config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch
-    )
+    data = replace(config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch)
     precision = config.trainer.precision or ("32" if plan.precision == "32" else "bf16")
     return replace(
         config,
@@ -232,7 +232,7 @@ def _told(prepared: Prepared) -> Iterator[str]:
 
 def _numbers(prepared: Prepared) -> Iterator[str]:
     plan, config = prepared.plan, prepared.config
-    rows = list(planning.describe(plan, config, prepared.composed.origin))
+    rows = list(describe(plan, config, prepared.composed.origin))
     width = max(len(name) for name, _, _ in rows)
     yield ""
     yield from (f"{name:<{width}}  {value}  ({mark})" for name, value, mark in rows)
@@ -241,13 +241,13 @@ def _numbers(prepared: Prepared) -> Iterator[str]:
     yield f"about {tokens:,.0f} tokens per step, in about {len(prepared.packing.split(first))} micro-batches (derived)"
     yield ""
     yield "learning rate at optimizer step:"
-    yield "  " + ", ".join(f"{step}: {rate:.3g}" for step, rate in planning.curve(plan))
+    yield "  " + ", ".join(f"{step}: {rate:.3g}" for step, rate in curve(plan))
     yield ""
     memory = plan.memory
     parts = ("weights", "gradients", "optimizer", "activations", "head")
     yield "memory, estimated: " + ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f} GB" for part in parts)
     yield f"  {memory.total / 1e9:.2f} GB in all; {plan.available_memory / 1e9:.2f} GB free on {plan.device}"
-    yield from (f"note: {line}" for line in planning.remarks(plan, config))
+    yield from (f"note: {line}" for line in remarks(plan, config))
 
 
 def _reference_lines(todo: int, rows: int) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Configuration → the values that a run is made of: the one place that reads configuration sections and constructs things.
 
-    prepare   data, model sizes and plan: every refusal happens here, before weights are read
-    build     weights, start-up checks, reference scores, optimizer: a Run, ready for the loop
+prepare   data, model sizes and plan: every refusal happens here, before weights are read
+build     weights, start-up checks, reference scores, optimizer: a Run, ready for the loop
 """
 
 import functools
@@ -127,21 +127,22 @@ def read_data(
     tokenization = Tokenization.of(
         tokenizer,
         append_eod=data.append_eod,
+        eod_mask_loss=data.eod_mask_loss,
         default_chosen_reward=data.default_chosen_reward,
         default_rejected_reward=data.default_rejected_reward,
     )
 
     def read(sources: Sequence[DataSource]) -> Ingested:
         files = [(source.weight, source.path) for source in sources]
-        return ingest(
-            files, tokenization, seq_length=seq_length, on_overlong=data.on_overlong, format=data.format
-        )
+        return ingest(files, tokenization, seq_length=seq_length, on_overlong=data.on_overlong, format=data.format)
 
     train = read(data.data_prefix.train)
     if not data.data_prefix.by_split and data.splits_string is not None:
         first, second, _ = split_rows(data.splits_string, len(train.examples))
         if not first:
-            raise ConfigError(f"model.data.splits_string={data.splits_string} leaves no training row of {len(train.examples)}")
+            raise ConfigError(
+                f"model.data.splits_string={data.splits_string} leaves no training row of {len(train.examples)}"
+            )
         return train.part(first), train.part(second) if second else None, (("train", train.summary),)
     held_out = [source for _, sources in data.data_prefix.validation for source in sources]
     validation = read(held_out) if held_out else None
@@ -177,7 +178,9 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
     make_reproducible(plan.seed, config.trainer.deterministic is True)
     loaded, masters = _load(prepared)
     if loaded.unexpected:
-        say(f"{prepared.model.folder}: {len(loaded.unexpected)} tensors have no place in the model: {loaded.unexpected[0]} …")
+        say(
+            f"{prepared.model.folder}: {len(loaded.unexpected)} tensors have no place in the model: {loaded.unexpected[0]} …"
+        )
     policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config))
     if config.model.activations_checkpoint_granularity is not None:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -212,7 +215,7 @@ def make_reproducible(seed: int, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _load(prepared: Prepared) -> tuple[LoadedModel, dict[str, torch.Tensor] | None]:
@@ -221,7 +224,7 @@ def _load(prepared: Prepared) -> tuple[LoadedModel, dict[str, torch.Tensor] | No
     if prepared.plan.precision == "32":
         return loaded, None
     masters = {name: parameter.detach() for name, parameter in loaded.model.named_parameters()}
-    loaded.model.to(torch.bfloat16)
+    loaded.model.bfloat16()
     return loaded, masters
 
 
@@ -237,7 +240,7 @@ def _reference(
     examples = [example for part in parts for example in part.examples]
     where = [place for part in parts for place in part.where]
     scoring = replace(packing, micro_batch_size=config.model.dpo.log_prob_forward_micro_batch_size)
-    policy.model.eval()
+    policy.model.train(False)
     reference = score(policy, examples, scoring, cache, where, progress)
     say(f"reference: {reference.num_scored:,} rows scored, {reference.num_cached:,} from the cache")
     first = len(prepared.train.examples)

@@ -1,11 +1,11 @@
 """What can go wrong, who can mend it, and the exit code that says so.
 
-    DpolishError                 1  a fault of ours
-    ├── InputError               2  the user's input; every fault found is reported, not only the first
-    │   ├── ConfigError             a configuration key, a value, an impossible combination
-    │   ├── DataError               a data file or a row; the message starts with "path:line"
-    │   └── ModelError              a model folder, its weights or its tokenizer
-    └── RunError                 3  a run that had begun and failed: non-finite numbers, disk, a broken invariant
+DpolishError                 1  a fault of ours
+├── InputError               2  the user's input; every fault found is reported, not only the first
+│   ├── ConfigError             a configuration key, a value, an impossible combination
+│   ├── DataError               a data file or a row; the message starts with "path:line"
+│   └── ModelError              a model folder, its weights or its tokenizer
+└── RunError                 3  a run that had begun and failed: non-finite numbers, disk, a broken invariant
 """
 
 from collections.abc import Sequence

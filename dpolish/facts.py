@@ -1,6 +1,7 @@
 """What a model folder and a machine say about themselves, read without torch: sizes for the plan, a folder for the loader."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -130,11 +131,7 @@ def count_parameters(folder: Path) -> int:
     """Numbers in all safetensors files of a folder, by their headers."""
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        for entry in tensor_headers(file).values():
-            size = 1
-            for axis in entry["shape"]:  # type: ignore[attr-defined]
-                size *= axis
-            total += size
+        total += sum(math.prod(header.shape) for header in tensor_headers(file).values())
     if total == 0:
         pickled = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         here = f"only pickled weights ({', '.join(pickled[:3])}), which are never opened" if pickled else "no weights"
@@ -142,8 +139,19 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def tensor_headers(file: Path) -> dict[str, dict[str, object]]:
-    """The header of a safetensors file: name → dtype, shape, data_offsets. Raises ModelError when it is not one."""
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the start of the file."""
+    end: int
+
+
+def tensor_headers(file: Path) -> dict[str, TensorHeader]:
+    """The tensors of a safetensors file by name. Raises ModelError when it is not one, or is cut short."""
     with file.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         room = file.stat().st_size - 8
@@ -154,11 +162,16 @@ def tensor_headers(file: Path) -> dict[str, dict[str, object]]:
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{file}: the safetensors header is not readable ({error})") from error
     header.pop("__metadata__", None)
+    found = {}
     for name, entry in header.items():
-        first, last = entry["data_offsets"]
+        try:
+            first, last = entry["data_offsets"]
+            found[name] = TensorHeader(entry["dtype"], tuple(entry["shape"]), 8 + size + first, 8 + size + last)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{file}: the safetensors header of {name} is not readable") from error
         if not 0 <= first <= last <= room - size:
             raise ModelError(f"{file}: {name} lies outside the file; it was cut short or is damaged")
-    return header  # type: ignore[no-any-return]
+    return found
 
 
 def host_memory() -> int:

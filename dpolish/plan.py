@@ -189,7 +189,9 @@ def _token_budget(
     micro, batch, data = config.model.micro_batch_size, config.model.global_batch_size, config.model.data
     if not data.packing:
         if data.tokens_per_micro_batch is not None:
-            raise ConfigError("model.data.tokens_per_micro_batch needs model.data.packing=true; padded batches count pairs")
+            raise ConfigError(
+                "model.data.tokens_per_micro_batch needs model.data.packing=true; padded batches count pairs"
+            )
         if batch % micro:
             fits = [size for size in range(1, batch + 1) if batch % size == 0]
             near = min(fits, key=lambda size: abs(size - micro))
@@ -248,7 +250,11 @@ def describe(plan: RunPlan, config: DpoConfig, origin: Mapping[str, str]) -> Ite
 
     yield "device", plan.device, "derived" if config.trainer.accelerator == "auto" else "given"
     yield ("trainer.precision", plan.precision, "derived" if config.trainer.precision is None else "given")
-    yield ("model.data.seq_length", str(plan.seq_length), "derived" if config.model.data.seq_length is None else "given")
+    yield (
+        "model.data.seq_length",
+        str(plan.seq_length),
+        "derived" if config.model.data.seq_length is None else "given",
+    )
     yield "training rows", str(plan.rows), "derived"
     yield marked("model.global_batch_size", plan.global_batch_size)
     yield marked("trainer.dpo.max_epochs", config.trainer.dpo.max_epochs)

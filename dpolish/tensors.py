@@ -22,11 +22,19 @@ class Completion:
     """(n,) token ids, n ≥ 1."""
     score_from: int
     """First scored index into `tokens`: later than 0 where this answer's own boundary lies behind the shared prompt."""
+    unscored: tuple[int, ...] = ()
+    """Indices behind it that are left out all the same: end-of-sequence tokens under `eod_mask_loss`."""
+
+    @property
+    def scored_at(self) -> npt.NDArray[np.int64]:
+        """(m,) indices into `tokens` that the model is scored on, m ≥ 1."""
+        indices = np.arange(self.score_from, len(self.tokens))
+        return indices[~np.isin(indices, self.unscored)] if self.unscored else indices
 
     @property
     def scored(self) -> TokenIds:
-        """The token ids that the model is scored on."""
-        return self.tokens[self.score_from :]
+        """(m,) the token ids that the model is scored on."""
+        return self.tokens[self.scored_at]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,8 @@ class Example:
     def __post_init__(self) -> None:
         assert len(self.rewards) == len(self.completions) > 0
         for completion in self.completions:
-            assert 0 <= completion.score_from < len(completion.tokens), "a completion scores at least one token"
+            assert 0 <= completion.score_from < len(completion.tokens)
+            assert len(completion.scored_at) > 0, "a completion scores at least one token"
             assert len(self.prompt) + completion.score_from > 0, "a scored token needs one before it"
 
     @property

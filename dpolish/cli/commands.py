@@ -21,7 +21,9 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--config", type=click.Path(path_type=Path), help="YAML file, in NeMo-Aligner's names."),
         click.option("--model", help="Hugging Face folder or hub id (pretrained_checkpoint.restore_from_path)."),
         click.option("--train", multiple=True, help="Training file; repeatable (model.data.data_prefix.train)."),
-        click.option("--validation", multiple=True, help="Validation file; repeatable (model.data.data_prefix.validation)."),
+        click.option(
+            "--validation", multiple=True, help="Validation file; repeatable (model.data.data_prefix.validation)."
+        ),
         click.option("--output", help="Run directory (exp_manager.explicit_log_dir)."),
         click.option("--cfg", type=click.Choice(["job"]), help="Print the resolved configuration and stop."),
         click.option("--config-path", hidden=True),

@@ -88,9 +88,7 @@ def collate(
     for start, block in zip(starts, blocks, strict=True):
         place = slice(start, start + len(block.tokens))
         tokens[place], positions[place] = block.tokens, block.positions
-    spans = tuple(
-        Span(int(start), block.prompt, block.branches) for start, block in zip(starts, blocks, strict=True)
-    )
+    spans = tuple(Span(int(start), block.prompt, block.branches) for start, block in zip(starts, blocks, strict=True))
     completions = [completion for example in examples for completion in example.completions]
     count = [len(example.completions) for example in examples]
     first = np.concatenate([[0], np.cumsum(count)[:-1]])
@@ -105,7 +103,10 @@ def collate(
         lengths=torch.tensor([len(completion.scored) for completion in completions]),
         chosen=torch.from_numpy(first),
         rejected=torch.from_numpy(first + np.asarray(count) - 1),
-        reference=torch.tensor([value for row in reference for value in row] if reference is not None else [0.0] * len(completions), dtype=torch.float32),
+        reference=torch.tensor(
+            [value for row in reference for value in row] if reference is not None else [0.0] * len(completions),
+            dtype=torch.float32,
+        ),
         rewards=torch.tensor([reward for example in examples for reward in example.rewards], dtype=torch.float32),
     )
 
@@ -137,10 +138,8 @@ def _block(example: Example, completions: tuple[Completion, ...]) -> _Block:
     begin = prompt
     for completion, length in zip(completions, branches, strict=True):
         # token j of a branch is predicted at the place before it; the branch's first token at the prompt's last place
-        predictors = np.arange(completion.score_from, length) + begin - 1
-        if completion.score_from == 0:
-            predictors[0] = prompt - 1
-        score_at.append(predictors)
+        indices = completion.scored_at
+        score_at.append(np.where(indices == 0, prompt - 1, begin + indices - 1))
         begin += length
     return _Block(
         tokens=np.concatenate([example.prompt, *(completion.tokens for completion in completions)]),

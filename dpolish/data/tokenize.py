@@ -36,6 +36,8 @@ class TokenPair:
     starts: tuple[int, int]
     """Where each answer begins: how much of `prompt` its tokens begin with."""
     rewards: tuple[float, float]
+    masked: int | None
+    """A token that is not scored where it stands in an answer."""
 
     @property
     def merges(self) -> bool:
@@ -63,9 +65,10 @@ class TokenPair:
         completions = []
         for tokens, start in zip(self.answers, self.starts, strict=True):
             first = max(start, 1)  # nothing stands before token 0, so nothing predicts it
-            if first >= len(tokens):
+            unscored = tuple(i - shared for i in range(first, len(tokens)) if tokens[i] == self.masked)
+            if first + len(unscored) >= len(tokens):
                 return None
-            completions.append(Completion(np.array(tokens[shared:], dtype=np.int32), first - shared))
+            completions.append(Completion(np.array(tokens[shared:], dtype=np.int32), first - shared, unscored))
         return Example(np.array(self.prompt[:shared], dtype=np.int32), tuple(completions), self.rewards)
 
 
@@ -78,6 +81,8 @@ class Tokenization:
     """What the tokenizer itself puts in front of a string (BOS). What it puts behind one is left off."""
     eos_id: int | None
     """What to append to an answer that does not end with it; None appends nothing."""
+    masked_id: int | None
+    """The token that is seen but not scored (`eod_mask_loss`); None scores all."""
     default_rewards: tuple[float, float]
     """Ground-truth rewards of the chosen and the rejected answer where a row has none."""
     special_tokens: SpecialTokens
@@ -88,20 +93,23 @@ class Tokenization:
         tokenizer: PreTrainedTokenizerBase,
         *,
         append_eod: bool = False,
+        eod_mask_loss: bool = False,
         default_chosen_reward: float = 1.0,
         default_rejected_reward: float = 0.0,
     ) -> "Tokenization":
         """The one of a tokenizer; a ModelError when it lacks what is asked of it."""
-        if append_eod and tokenizer.eos_token_id is None:
+        asked = [key for key, on in (("append_eod", append_eod), ("eod_mask_loss", eod_mask_loss)) if on]
+        if asked and tokenizer.eos_token_id is None:
             raise ModelError(
-                f"{tokenizer.name_or_path}: model.data.append_eod=true needs an end-of-sequence token, and the "
-                "tokenizer has none: set eos_token in its tokenizer_config.json, or append_eod=false."
+                f"{tokenizer.name_or_path}: model.data.{asked[0]}=true needs an end-of-sequence token, and the "
+                f"tokenizer has none: set eos_token in its tokenizer_config.json, or {asked[0]}=false."
             )
         special_tokens = SpecialTokens.of(tokenizer)
         return Tokenization(
             tokenizer,
             _prefix_ids(tokenizer),
             tokenizer.eos_token_id if append_eod else None,
+            tokenizer.eos_token_id if eod_mask_loss else None,
             (default_chosen_reward, default_rejected_reward),
             special_tokens,
             _LiteralEncoder(tokenizer, special_tokens),
@@ -164,7 +172,7 @@ class Tokenization:
         given = (pair.chosen_reward, pair.rejected_reward)
         default = self.default_rewards
         rewards = default[0] if given[0] is None else given[0], default[1] if given[1] is None else given[1]
-        return TokenPair(prompt, answers, starts, rewards)
+        return TokenPair(prompt, answers, starts, rewards, self.masked_id)
 
     def _with_prefix(self, ids: Ids) -> Ids:
         prefix = list(self.prefix_ids)

@@ -16,6 +16,7 @@ oracle, and the only one with soft-capping or attention sinks on a CPU).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -148,7 +149,7 @@ def dense(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec: S
     for span in geometry.layout.spans:
         row, start = divmod(span.start, geometry.layout.width)
         end = start + span.length
-        seen = geometry.derive((span, spec.window), lambda span=span: visible(span, spec.window, query.device))
+        seen = geometry.derive((span, spec.window), partial(visible, span, spec.window, query.device))
         q = query[row, :, start:end]
         k, v = (side[row, :, start:end].repeat_interleave(groups, dim=0) for side in (key, value))
         pieces.append(_dense_span(q, k, v, seen, spec).transpose(0, 1))
@@ -305,20 +306,24 @@ def flex(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec: Sp
 
     layout, device = geometry.layout, query.device
     block_mask = geometry.derive(("block mask", spec.window), lambda: _block_mask(layout, spec.window, device))
-    capped = None
-    if spec.softcap is not None:
-        cap = spec.softcap
 
-        def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return cap * torch.tanh(score / cap)
+    def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001 (its fixed signature)
+        return spec.softcap * torch.tanh(score / spec.softcap)  # type: ignore[operator]  # only called when there is one
 
     run = _compiled_flex() if device.type == "cuda" else flex_attention
-    shared_heads = query.shape[1] != key.shape[1]
-    options = {"score_mod": capped, "block_mask": block_mask, "scale": spec.scale, "enable_gqa": shared_heads}
-    out, extra = run(query, key, value, **options, return_aux=AuxRequest(lse=True))
+    out, extra = run(
+        query,
+        key,
+        value,
+        score_mod=None if spec.softcap is None else cap,
+        block_mask=block_mask,
+        scale=spec.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
     if spec.sinks is not None:  # a key without value only shrinks the weights of the others
         out = out * torch.sigmoid(extra.lse - spec.sinks[None, :, None])[..., None].to(out.dtype)
-    return out.transpose(1, 2).contiguous()
+    return out.transpose(1, 2).contiguous()  # type: ignore[no-any-return]
 
 
 def _block_mask(layout: Layout, window: int | None, device: torch.device) -> object:
@@ -341,10 +346,10 @@ def _block_mask(layout: Layout, window: int | None, device: torch.device) -> obj
     return create_block_mask(mask, layout.rows, None, layout.width, layout.width, device=device)
 
 
-_FLEX: list[Callable[..., tuple[Tensor, Tensor]]] = []
+_FLEX: list[Callable[..., Any]] = []
 
 
-def _compiled_flex() -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled_flex() -> Callable[..., Any]:
     """Compiled once per process, with symbolic lengths: one graph for every width."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -355,7 +360,8 @@ def _compiled_flex() -> Callable[..., tuple[Tensor, Tensor]]:
 
 def choose_backend(asked: str, device: torch.device, forbidden: frozenset[str] = frozenset()) -> str:
     """The backend for `model.attention_backend`; `auto` is `flex` on CUDA, `segments` on a CPU, else `dense`."""
-    allowed = [name for name in {"cuda": ("flex", "dense"), "cpu": ("segments", "dense")}.get(device.type, ("dense",)) if name not in forbidden]
+    able = {"cuda": ("flex", "dense"), "cpu": ("segments", "dense")}.get(device.type, ("dense",))
+    allowed = [name for name in able if name not in forbidden]
     if asked == "auto":
         return allowed[0]
     if asked not in allowed:

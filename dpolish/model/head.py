@@ -87,7 +87,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             logprobs[rows] = target_logits - normalisers[rows]
             if train and transform == PLAIN and rows.stop <= keep:
                 kept.append(logits)
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, *kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, *kept)  # type: ignore[arg-type]  # None is fine
         ctx.transform, ctx.chunk = transform, chunk  # type: ignore[attr-defined]
         return logprobs
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,8 @@ def load_config(path: str) -> PreTrainedConfig:
     Raises ModelError when there is none, or when only such code could read it.
     """
     with _explained(path, "config.json"):
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return config
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -61,14 +63,7 @@ def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedMod
     silenced = silence(config)
     attention.register()
     with _explained(path, "the weights"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, info = _from_pretrained(path, config, dtype)
     faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
     faults += [f"{name} has another shape than the configuration says" for name, *_ in sorted(info["mismatched_keys"])]
     if faults:
@@ -80,7 +75,19 @@ def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedMod
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return LoadedModel(model.to(device), silenced, tuple(sorted(info["unexpected_keys"])))
+    model.to(device)  # type: ignore[arg-type]  # its stub takes no device
+    return LoadedModel(model, silenced, tuple(sorted(info["unexpected_keys"])))
+
+
+def _from_pretrained(
+    path: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
+    """The model, and which tensors were missing, misshapen or without a place."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+    )
+    model, info = loaded
+    return model, info
 
 
 def silence(config: PreTrainedConfig) -> dict[str, float]:

@@ -28,7 +28,15 @@ class Policy:
     @property
     def backbone(self) -> nn.Module:
         """Everything before the language-model head."""
-        return self.model.base_model
+        backbone: nn.Module = self.model.base_model
+        return backbone
+
+    @property
+    def head(self) -> nn.Linear:
+        """The language-model head."""
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        assert isinstance(head, nn.Linear)
+        return head
 
     @property
     def device(self) -> torch.device:
@@ -48,15 +56,15 @@ def attending(policy: Policy, batch: PackedBatch) -> Iterator[Geometry]:
 def completion_logprobs(policy: Policy, batch: PackedBatch) -> CompletionLogProbs:
     """Sums over scored tokens, float32 (C,), from whatever precision the model runs in. Call it inside `attending`."""
     lengths = batch.lengths.tolist()
-    sums = torch.stack([tokens.sum() for tokens in token_logprobs(policy, batch).split(lengths)])
+    sums = torch.stack([tokens.sum() for tokens in torch.split(token_logprobs(policy, batch), lengths)])
     return CompletionLogProbs(sums, batch.lengths)
 
 
 def token_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
     """float32 (S,): log-probability of every scored token, completions in order."""
     hidden = hidden_states(policy, batch).index_select(0, batch.score_at)
-    head = policy.model.get_output_embeddings()
-    return chunked_logprobs(hidden, head.weight, getattr(head, "bias", None), batch.targets, policy.transform)
+    head = policy.head
+    return chunked_logprobs(hidden, head.weight, head.bias, batch.targets, policy.transform)
 
 
 def hidden_states(policy: Policy, batch: PackedBatch) -> Tensor:

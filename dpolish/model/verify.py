@@ -34,7 +34,9 @@ class Finding:
         return self.reason is None
 
 
-def verified(policy: Policy, packing: Packing, examples: Sequence[Example], sharing: str) -> tuple[Policy, Packing, str]:
+def verified(
+    policy: Policy, packing: Packing, examples: Sequence[Example], sharing: str
+) -> tuple[Policy, Packing, str]:
     """The policy and packing that may be trained with, and one line that says what was found.
 
     `sharing` is `model.prefix_sharing`: under `auto` a model that cannot share prompts falls back to the plain path,
@@ -44,7 +46,11 @@ def verified(policy: Policy, packing: Packing, examples: Sequence[Example], shar
     name = type(policy.model).__name__
     finding = examine(policy, packing, probe)
     if finding.sound:
-        return policy, packing, f"{name}: {_describe(packing)} checked against the model's own attention on {len(probe)} rows"
+        return (
+            policy,
+            packing,
+            f"{name}: {_describe(packing)} checked against the model's own attention on {len(probe)} rows",
+        )
     if sharing == "on" or (sharing == "off" and policy.backend == STOCK):
         raise ModelError(
             f"{name} cannot run with model.prefix_sharing={sharing}: {finding.reason}. Use model.prefix_sharing=auto."
@@ -115,13 +121,17 @@ def _examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Find
     try:
         ours, geometry = _run(policy, packing, probe)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        return Finding(f"the model cannot be called this way ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        return Finding(
+            f"the model cannot be called this way ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        )
     layers = policy.model.config.get_text_config().num_hidden_layers
     if policy.backend != STOCK and geometry.calls != layers:
         return Finding(f"only {geometry.calls} of {layers} layers call the attention function")
     again, _ = _run(policy, packing, probe)
     if not torch.equal(ours, again):
-        return Finding(f"two equal forward passes differ by {(ours - again).abs().max():.1e}: something in the model is random")
+        return Finding(
+            f"two equal forward passes differ by {(ours - again).abs().max():.1e}: something in the model is random"
+        )
     truth = true_logprobs(policy, probe)
     tolerance = TOLERANCES[policy.model.dtype]
     difference = (ours - truth).abs() / (1 + truth.abs())
@@ -153,7 +163,8 @@ def true_logprobs(policy: Policy, examples: Sequence[Example]) -> Tensor:
 def _true_row(policy: Policy, example: Example, completion: Completion) -> Tensor:
     tokens = np.concatenate([example.prompt, completion.tokens]).astype(np.int64)
     row = torch.from_numpy(tokens)[None].to(policy.device)
-    logits = policy.model(input_ids=row, use_cache=False).logits[0].to(torch.promote_types(policy.model.dtype, torch.float32))
+    logits: Tensor = policy.model(input_ids=row, use_cache=False).logits[0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     first = max(len(example.prompt) + completion.score_from, 1)
     return logits[first - 1 : -1].log_softmax(dim=-1).gather(1, row[0, first:, None])[:, 0]
 
@@ -161,21 +172,25 @@ def _true_row(policy: Policy, example: Example, completion: Completion) -> Tenso
 def _perturbed(policy: Policy, packing: Packing, probe: Sequence[Example], ours: Tensor) -> Finding:
     """Changing the first completion moves nothing of the others; changing the prompt moves every completion."""
     example = probe[0]
-    vocabulary = policy.model.get_input_embeddings().num_embeddings
+    vocabulary = len(policy.head.weight)
     counts = [len(completion.scored) for completion in example.completions]
-    before = ours[: sum(counts)].split(counts)
+    before = torch.split(ours[: sum(counts)], counts)
     tolerance = TOLERANCES[policy.model.dtype] / 10
     first = example.completions[0]
     changed = replace(first, tokens=_changed(first.tokens, 0, vocabulary))
     after = _run(policy, packing, [replace(example, completions=(changed, *example.completions[1:])), *probe[1:]])[0]
-    moved = [float((a - b).abs().mean()) for a, b in zip(after[: sum(counts)].split(counts), before, strict=True)]
+    moved = [
+        float((a - b).abs().mean()) for a, b in zip(torch.split(after[: sum(counts)], counts), before, strict=True)
+    ]
     if any(not change <= tolerance for change in moved[1:]):
-        return Finding(f"a token of the chosen answer moves the rejected answer's log-probabilities by {max(moved[1:]):.1e}")
+        return Finding(
+            f"a token of the chosen answer moves the rejected answer's log-probabilities by {max(moved[1:]):.1e}"
+        )
     if len(example.prompt) < 2:
         return Finding(None)
     prompted = replace(example, prompt=_changed(example.prompt, len(example.prompt) // 2, vocabulary))
     after = _run(policy, packing, [prompted, *probe[1:]])[0]
-    moved = [float((a - b).abs().max()) for a, b in zip(after[: sum(counts)].split(counts), before, strict=True)]
+    moved = [float((a - b).abs().max()) for a, b in zip(torch.split(after[: sum(counts)], counts), before, strict=True)]
     if min(moved) == 0.0:
         return Finding("a changed prompt leaves an answer's log-probabilities as they were")
     return Finding(None)

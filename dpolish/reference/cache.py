@@ -44,10 +44,10 @@ class Identity:
 
 
 def completion_key(example: Example, completion: Completion) -> bytes:
-    """sha256 of all tokens up to the completion's end and of the place where scoring starts."""
+    """sha256 of all tokens up to the completion's end and of the places that are scored."""
     tokens = np.concatenate([example.prompt, completion.tokens]).astype("<i4")
-    start = len(example.prompt) + completion.score_from
-    return hashlib.sha256(start.to_bytes(8, "little") + tokens.tobytes()).digest()
+    scored = (len(example.prompt) + completion.scored_at).astype("<i4")
+    return hashlib.sha256(len(tokens).to_bytes(8, "little") + tokens.tobytes() + scored.tobytes()).digest()
 
 
 class ReferenceCache:
@@ -79,8 +79,8 @@ class ReferenceCache:
         self._known.update(zip(keys, values.tolist(), strict=True))
         if self._folder is None or not keys:
             return
-        table = {"keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32), "logprobs": values}
-        content = save(table, metadata={"identity": self._identity.digest})
+        digests = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32)
+        content = save({"keys": digests, "logprobs": values}, metadata={"identity": self._identity.digest})
         path = self._folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -112,5 +112,7 @@ class ReferenceCache:
 
 def default_root() -> Path:
     """`$DPOLISH_CACHE`, else `$XDG_CACHE_HOME/dpolish`, else `~/.cache/dpolish`; references lie in `reference/` below it."""
-    base = os.environ.get("DPOLISH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpolish"
+    base = (
+        os.environ.get("DPOLISH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpolish"
+    )
     return Path(base) / "reference"

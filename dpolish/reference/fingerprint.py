@@ -20,7 +20,9 @@ def fingerprint(folder: Path) -> str:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder}: no *.safetensors here; pickled weights are not opened, save the model as safetensors")
+        raise ModelError(
+            f"{folder}: no *.safetensors here; pickled weights are not opened, save the model as safetensors"
+        )
     with ThreadPoolExecutor(max_workers=4) as pool:
         tensors = sorted(line for part in pool.map(_tensor_digests, files) for line in part)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -29,17 +31,14 @@ def fingerprint(folder: Path) -> str:
 
 
 def _tensor_digests(file: Path) -> list[str]:
-    header = tensor_headers(file)
     lines = []
     with (
         file.open("rb") as handle,
         mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data,
         memoryview(data) as view,
     ):
-        begin = 8 + int.from_bytes(view[:8], "little")
-        for name, entry in header.items():
-            first, last = entry["data_offsets"]  # type: ignore[misc]
-            with view[begin + first : begin + last] as content:
+        for name, header in tensor_headers(file).items():
+            with view[header.begin : header.end] as content:
                 digest = hashlib.sha256(content).hexdigest()
-            lines.append(json.dumps([name, entry["dtype"], entry["shape"], digest]))
+            lines.append(json.dumps([name, header.dtype, header.shape, digest]))
     return lines

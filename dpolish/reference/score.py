@@ -76,7 +76,9 @@ def _fill(
         values = _score_batch(policy, [examples[row] for row in rows], packing)
         for row, row_values in zip(rows, values, strict=True):
             if not np.isfinite(row_values).all():
-                raise RunError(f"{where[row]}: the reference gives this row a non-finite log-probability; check the model")
+                raise RunError(
+                    f"{where[row]}: the reference gives this row a non-finite log-probability; check the model"
+                )
         pending.extend(int(row) for row in rows)
         scores.append(values)
         advance(len(rows))

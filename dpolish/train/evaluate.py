@@ -12,7 +12,7 @@ def evaluate(run: Run) -> StepMetrics:
     """Metric sums over the validation rows (the first `limit_val_batches` global batches of them)."""
     assert run.validation is not None
     metrics = StepMetrics.zero()
-    run.policy.model.eval()
+    run.policy.model.train(False)
     for group in run.validation.validation_groups(run.plan.validation_batches):
         for batch in (batch.to(run.policy.device) for batch in group.batches):
             with attending(run.policy, batch):
