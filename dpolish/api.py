@@ -44,7 +44,10 @@ class RunResult:
 
 
 def plan(composed: Composed) -> list[str]:
-    """Every derived number of a run, its traps and its cost, as lines; trains nothing. Raises InputError as `train` would."""
+    """Every derived number of a run, its traps and its cost, as lines.
+
+    Trains nothing. Raises InputError as `train` would.
+    """
     require_free(run_directory(composed.config))
     prepared = prepare(composed)
     cache = open_cache(prepared, prepared.backend)
@@ -62,7 +65,10 @@ def train(
     show: Progress = progress,
     sinks: Callable[[int], Sequence[Sink]] = lambda total: (ConsoleSink(total),),
 ) -> RunResult:
-    """Run DPO as configured and leave RUN_DIR behind. Raises InputError before any compute, RunError when training fails."""
+    """Run DPO as configured and leave RUN_DIR behind.
+
+    Raises InputError before any compute, RunError when training fails.
+    """
     directory = run_directory(composed.config)
     require_free(directory)
     prepared = prepare(composed)
@@ -157,8 +163,8 @@ def require_free(directory: Path) -> None:
     found = [name for name in _RUN_FILES if (directory / name).exists()]
     if found:
         raise ConfigError(
-            f"{directory} already holds a run ({', '.join(found)}); it is never overwritten, and resuming is not in this "
-            "version. Name another directory with --output (exp_manager.explicit_log_dir), or remove this one"
+            f"{directory} already holds a run ({', '.join(found)}); it is never overwritten, and resuming is not in "
+            "this version. Name another directory with --output (exp_manager.explicit_log_dir), or remove this one"
         )
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():

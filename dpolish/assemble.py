@@ -1,4 +1,6 @@
-"""Configuration → the values that a run is made of: the one place that reads configuration sections and constructs things.
+"""Configuration → the values that a run is made of.
+
+The one place that reads configuration sections and constructs things.
 
 prepare   data, model sizes and plan: every refusal happens here, before weights are read
 build     weights, start-up checks, reference scores, optimizer: a Run, ready for the loop
@@ -176,10 +178,12 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
     """Load, check, score the reference, and put the run together."""
     config, plan = prepared.config, prepared.plan
     make_reproducible(plan.seed, config.trainer.deterministic is True)
-    loaded, masters = _load(prepared)
+    dtype = torch.float32 if plan.precision == "32" else torch.bfloat16
+    loaded = load_model(str(prepared.model.folder), dtype, prepared.device)
     if loaded.unexpected:
         say(
-            f"{prepared.model.folder}: {len(loaded.unexpected)} tensors have no place in the model: {loaded.unexpected[0]} …"
+            f"{prepared.model.folder}: {len(loaded.unexpected)} tensors have no place in the model: "
+            f"{loaded.unexpected[0]} …"
         )
     policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config))
     if config.model.activations_checkpoint_granularity is not None:
@@ -199,9 +203,10 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
             loaded.model,
             name=config.model.optim.name,
             betas=config.model.optim.betas,
+            eps=config.model.optim.eps,
             weight_decay=config.model.optim.weight_decay,
             max_norm=config.trainer.dpo.gradient_clip_val,
-            initial=masters,
+            initial=loaded.masters,
         ),
         where=prepared.train.where,
         emit=emit,
@@ -218,20 +223,10 @@ def make_reproducible(seed: int, deterministic: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _load(prepared: Prepared) -> tuple[LoadedModel, dict[str, torch.Tensor] | None]:
-    """The model in the run's precision; under bf16 also its weights as they were, for the float32 masters."""
-    loaded = load_model(str(prepared.model.folder), torch.float32, prepared.device)
-    if prepared.plan.precision == "32":
-        return loaded, None
-    masters = {name: parameter.detach() for name, parameter in loaded.model.named_parameters()}
-    loaded.model.bfloat16()
-    return loaded, masters
-
-
 def _reference(
     prepared: Prepared, policy: Policy, packing: Packing, say: Say, progress: Progress
 ) -> tuple[Reference, list[Loader]]:
-    """Reference scores of all rows, and the loaders that carry them: training first, then validation if there is any."""
+    """Reference scores of all rows, and the loaders that carry them: training, then validation if there is any."""
     config = prepared.config
     cache = open_cache(prepared, policy.backend)
     for note in cache.notes:

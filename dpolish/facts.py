@@ -1,4 +1,7 @@
-"""What a model folder and a machine say about themselves, read without torch: sizes for the plan, a folder for the loader."""
+"""What a model folder and a machine say about themselves: sizes for the plan, a folder for the loader.
+
+Read without torch.
+"""
 
 import json
 import math
@@ -115,7 +118,10 @@ def _as_list(value: object) -> list[object]:
 
 
 def _varying_rope(config: Mapping[str, object]) -> tuple[str, int] | None:
-    """Dynamic and LongRoPE scaling look at the longest row of a batch: beyond the original length a row's positions would depend on its neighbours."""
+    """Kind and original length of rotary scaling that looks at the longest row of a batch; None without such scaling.
+
+    Dynamic and LongRoPE scaling do: beyond the original length a row's positions would depend on its neighbours.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, dict):
         return None

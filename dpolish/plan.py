@@ -1,6 +1,7 @@
-"""Every number that follows from a configuration, its data and its model, computed once; and every refusal, before any compute.
+"""Every number that follows from a configuration, its data and its model, computed once.
 
-Nothing here needs torch: `dpolish plan` prints it, the run saves it, the loop reads it.
+And every refusal, before any compute. Nothing here needs torch: `dpolish plan` prints it, the run saves it, the loop
+reads it.
 """
 
 import math
@@ -90,7 +91,10 @@ class RunPlan:
 
 
 def sequence_length(config: DpoConfig, model: ModelFacts) -> int:
-    """`model.data.seq_length`, or the model's own limit up to 4096. Raises ConfigError for a length that the model cannot do."""
+    """`model.data.seq_length`, or the model's own limit up to 4096.
+
+    Raises ConfigError for a length that the model cannot do.
+    """
     asked = config.model.data.seq_length
     limit = model.max_positions
     if asked is not None and limit is not None and asked > limit:
@@ -104,8 +108,9 @@ def sequence_length(config: DpoConfig, model: ModelFacts) -> int:
         if asked is None:
             return start
         raise ConfigError(
-            f"model.data.seq_length={length}: beyond {start} tokens the {kind} rotary positions of {model.folder} depend on "
-            f"the longest row of a batch, so that a pair's loss would depend on its neighbours. Set it to {start} or less"
+            f"model.data.seq_length={length}: beyond {start} tokens the {kind} rotary positions of {model.folder} "
+            "depend on the longest row of a batch, so that a pair's loss would depend on its neighbours. "
+            f"Set it to {start} or less"
         )
     return length
 
@@ -196,8 +201,8 @@ def _token_budget(
             fits = [size for size in range(1, batch + 1) if batch % size == 0]
             near = min(fits, key=lambda size: abs(size - micro))
             raise ConfigError(
-                f"model.global_batch_size={batch} is not a multiple of model.micro_batch_size={micro}, and padded batches "
-                f"(model.data.packing=false) must divide evenly. Use model.micro_batch_size={near}, or "
+                f"model.global_batch_size={batch} is not a multiple of model.micro_batch_size={micro}, and padded "
+                f"batches (model.data.packing=false) must divide evenly. Use model.micro_batch_size={near}, or "
                 f"model.global_batch_size={max(1, round(batch / micro)) * micro}, or model.data.packing=true"
             )
         return None
@@ -219,7 +224,8 @@ def _padded_tokens(config: DpoConfig, train: DataFacts) -> int:
 def memory_of(config: DpoConfig, model: ModelFacts, precision: str, budget: int, longest_pair: int) -> Memory:
     """Estimated bytes of one step. Activations: what the layers of a gated transformer keep for backward, per token.
 
-    Nine vectors of the hidden size (norms, queries, attention, residuals), keys and values, four of the feed-forward size.
+    Nine vectors of the hidden size (norms, queries, attention, residuals), keys and values, four of the feed-forward
+    size.
     """
     size = 4 if precision == "32" else 2
     parameters = model.num_parameters
@@ -287,7 +293,18 @@ def curve(plan: RunPlan, points: int = 12) -> list[tuple[int, float]]:
 
 def remarks(plan: RunPlan, config: DpoConfig) -> Iterator[str]:
     """What a user should know before starting: traps, and values outside the tutorial's advice."""
-    schedule, dpo = plan.schedule, config.model.dpo
+    yield from _traps(plan)
+    yield from _against_advice(plan, config)
+    if plan.memory.total > plan.available_memory:
+        yield (
+            f"about {plan.memory.total / 1e9:.1f} GB are needed and {plan.available_memory / 1e9:.1f} GB are free: "
+            "lower model.data.tokens_per_micro_batch or set model.activations_checkpoint_granularity=full"
+        )
+
+
+def _traps(plan: RunPlan) -> Iterator[str]:
+    """Where schedule and batches do as configured, and not as one would expect."""
+    schedule = plan.schedule
     if schedule.drops_after_warmup():
         yield (
             f"the learning rate falls from {schedule.lr:g} to {schedule.min_lr:g} right after warm-up: "
@@ -297,21 +314,30 @@ def remarks(plan: RunPlan, config: DpoConfig) -> Iterator[str]:
     if schedule.lr_at(0) == 0.0:
         yield "the first update has learning rate 0 (NeMo's formula when constant_steps > 0)"
     if plan.rows < plan.global_batch_size:
-        yield f"the file holds {plan.rows} rows, less than one global batch of {plan.global_batch_size}: one short batch per epoch"
+        yield (
+            f"the file holds {plan.rows} rows, less than one global batch of {plan.global_batch_size}: "
+            "one short batch per epoch"
+        )
+
+
+def _against_advice(plan: RunPlan, config: DpoConfig) -> Iterator[str]:
+    """Values outside what the tutorial, NeMo-Aligner's practice or other trainers found good."""
+    schedule, dpo = plan.schedule, config.model.dpo
     if not 256 <= plan.global_batch_size <= 512:
         yield f"model.global_batch_size={plan.global_batch_size}: the tutorial found 256 or 512 best; smaller did worse"
     if config.trainer.dpo.max_epochs > 3:
         yield f"trainer.dpo.max_epochs={config.trainer.dpo.max_epochs}: the tutorial saw no gain beyond 3"
     if not 0.1 <= dpo.ref_policy_kl_penalty <= 1.0:
-        yield f"model.dpo.ref_policy_kl_penalty={dpo.ref_policy_kl_penalty:g}: the tutorial used 0.1 to 1.0 (at times up to 5)"
+        yield (
+            f"model.dpo.ref_policy_kl_penalty={dpo.ref_policy_kl_penalty:g}: "
+            "the tutorial used 0.1 to 1.0 (at times up to 5)"
+        )
     if schedule.name == "CosineAnnealing" and schedule.min_lr > 9e-7:
         yield f"model.optim.sched.min_lr={schedule.min_lr:g}: the tutorial saw the best results with 9e-7 and 5e-7"
     if dpo.preference_loss == "ipo" and not dpo.preference_average_log_probs:
-        yield "ipo here sums log-probabilities over tokens, as NeMo-Aligner does; other trainers average (preference_average_log_probs=true)"
+        yield (
+            "ipo here sums log-probabilities over tokens, as NeMo-Aligner does; "
+            "other trainers average (preference_average_log_probs=true)"
+        )
     if config.model.optim.lr > 1e-3:
         yield f"model.optim.lr={config.model.optim.lr:g} is far beyond what fine-tuning survives; DPO uses 1e-7 to 1e-5"
-    if plan.memory.total > plan.available_memory:
-        yield (
-            f"about {plan.memory.total / 1e9:.1f} GB are needed and {plan.available_memory / 1e9:.1f} GB are free: lower "
-            "model.data.tokens_per_micro_batch or set model.activations_checkpoint_granularity=full"
-        )

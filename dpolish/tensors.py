@@ -1,6 +1,7 @@
 """The values that flow from tokens to metrics. Every one is frozen, and says its shapes.
 
-Letters in shapes: B rows, W width of a row, T = B·W places, S scored tokens, C completions, P pairs, D hidden, V vocabulary.
+Letters in shapes: B rows, W width of a row, T = B·W places, S scored tokens, C completions, P pairs, D hidden,
+V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -89,7 +90,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What may see what: a key is visible to a query when it is not behind it and is in the prompt or the query's own branch."""
+    """What may see what.
+
+    A key is visible to a query when it is not behind it and is in the prompt or the query's own branch.
+    """
 
     rows: int
     width: int
@@ -114,7 +118,10 @@ class PackedBatch:
     """int64 (B, W): every branch continues from its prompt's end."""
     layout: Layout
     score_at: Tensor
-    """int64 (S,): flat place of the hidden state that predicts each scored token. The prompt's last place stands once per branch."""
+    """int64 (S,): flat place of the hidden state that predicts each scored token.
+
+    The prompt's last place stands once per branch.
+    """
     targets: Tensor
     """int64 (S,): the token that it must predict."""
     lengths: Tensor
@@ -124,7 +131,7 @@ class PackedBatch:
     rejected: Tensor
     """int64 (P,): likewise."""
     reference: Tensor
-    """float32 (C,): log-probability of each completion under the reference; zeros while the reference is being scored."""
+    """float32 (C,): log-probability of each completion under the reference; zeros while it is being scored."""
     rewards: Tensor
     """float32 (C,): ground-truth rewards."""
 
@@ -164,7 +171,10 @@ class CompletionLogProbs:
 
 @dataclass(frozen=True, slots=True)
 class PairLogProbs:
-    """log-probabilities of P pairs, each float32 (P,), summed or averaged over tokens; the `ref_` two carry no gradient."""
+    """Log-probabilities of P pairs, each float32 (P,), summed or averaged over tokens.
+
+    The `ref_` two carry no gradient.
+    """
 
     chosen: Tensor
     rejected: Tensor

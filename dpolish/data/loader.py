@@ -29,8 +29,8 @@ def order(seed: int, epoch: int, sources: Sources) -> RowIndices:
     """The rows of an epoch (0-based) in training order: a function of seed, epoch and the kept rows alone.
 
     Without weights it is `numpy.random.default_rng([seed, epoch]).permutation(number of rows)`, rows counted in file
-    order. With weights each file gives its share of the epoch's rows (largest remainders round up): a permutation of the
-    file, repeated with new permutations where the share is larger than the file.
+    order. With weights each file gives its share of the epoch's rows (largest remainders round up): a permutation of
+    the file, repeated with new permutations where the share is larger than the file.
     """
     generator = np.random.default_rng([seed, epoch])
     if sources.weights is None:

@@ -26,7 +26,10 @@ class Packing:
     shared: bool
     """Compute each prompt once for all its completions; otherwise once per completion."""
     token_budget: int | None
-    """Most tokens in one row without padding; an example beyond it goes alone. None pads instead, `micro_batch_size` examples a time."""
+    """Most tokens in one row without padding; an example beyond it goes alone.
+
+    None pads instead, `micro_batch_size` examples a time.
+    """
     micro_batch_size: int
     """Examples in one padded micro-batch."""
     multiple_of: int = 1
@@ -75,7 +78,10 @@ def fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
 def collate(
     examples: Sequence[Example], packing: Packing, reference: Sequence[Sequence[float]] | None = None
 ) -> PackedBatch:
-    """One micro-batch of pairs (or of single completions). `reference[i][j]` is the log-probability of completion j of example i."""
+    """One micro-batch of pairs (or of single completions).
+
+    `reference[i][j]` is the log-probability of completion j of example i.
+    """
     blocks = list(_blocks(examples, packing.shared))
     lengths = [len(block.tokens) for block in blocks]
     packed = packing.token_budget is not None

@@ -46,9 +46,9 @@ _LECTURES = (
 )
 DEMO_PROMPTS: tuple[str, ...] = (
     "What is the opposite of hot?",
-    "What does a baker do?",
-    "How do I clean a window?",
     "What does the word 'rapid' mean?",
+    "What does a baker do?",
+    "What is the job of a pilot?",
 )
 """Held-out questions whose generated answers show what training changed."""
 

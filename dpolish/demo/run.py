@@ -27,7 +27,10 @@ SETTINGS = (
 
 
 def run_demo(output: Path, seed: int, say: Callable[[str], None]) -> None:
-    """Train, and print held-out accuracy and reward margin before and after, answers side by side, and what to try next."""
+    """Train, and print what changed and what to try next.
+
+    What changed: held-out accuracy and reward margin before and after, and answers side by side.
+    """
     started = time.monotonic()
     api.require_free(output)
     say("The preference: answer plainly, without flattery and lectures around the answer.")
@@ -52,7 +55,10 @@ def run_demo(output: Path, seed: int, say: Callable[[str], None]) -> None:
 
 
 def _summary(validation: StepRecord, before: list[str], after: list[str]) -> list[str]:
-    """The table and the answers. Before training policy and reference are one model: every reward is 0, no pair is won."""
+    """The table and the answers.
+
+    Before training policy and reference are one model: every reward is 0, no pair is won.
+    """
     metrics = validation.metrics
     lines = [
         "",

@@ -1,1 +1,4 @@
-"""From tokens to log-probabilities: loading, branch attention, the chunked head, and the checks that none of it is silently wrong."""
+"""From tokens to log-probabilities.
+
+Loading, branch attention, the chunked head, and the checks that none of it is silently wrong.
+"""

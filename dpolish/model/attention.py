@@ -5,12 +5,13 @@
     query c     sees p, and c causally
     query r     sees p, and r causally; not c, although c stands before it
 
-A key is visible to a query when it is not behind it, and lies in the prompt or in the query's own branch; with a sliding
-window, when it is also fewer than `window` *positions* away (branches restart at the prompt's end, so places will not do).
+A key is visible to a query when it is not behind it, and lies in the prompt or in the query's own branch; with a
+sliding window, when it is also fewer than `window` *positions* away (branches restart at the prompt's end, so places
+will not do).
 
-Three backends compute the same thing: `segments` (flash kernels on contiguous pieces of a span, no mask over the whole
-row, CPU), `flex` (FlexAttention with a block mask, CUDA) and `dense` (plain matrix products with an explicit mask: the
-oracle, and the only one with soft-capping or attention sinks on a CPU).
+Three backends compute the same thing: `segments` (flash kernels on contiguous pieces of a span, no mask over the
+whole row, CPU), `flex` (FlexAttention with a block mask, CUDA) and `dense` (plain matrix products with an explicit
+mask: the oracle, and the only one with soft-capping or attention sinks on a CPU).
 """
 
 from collections.abc import Callable, Iterator
@@ -72,18 +73,18 @@ def use_geometry(geometry: Geometry) -> Iterator[None]:
         _Current.geometry = before
 
 
-def attend(
-    module: nn.Module,
+def attend(  # the arguments that transformers passes, by its names
+    module: nn.Module,  # noqa: ARG001
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None,  # noqa: ARG001
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **unused: object,
+    **others: object,  # noqa: ARG001
 ) -> tuple[Tensor, None]:
     """(B, W, H, d) attention output; `query` is (B, H, W, d), `key` and `value` (B, K, W, d) with K dividing H."""
     geometry = _Current.geometry
@@ -137,12 +138,12 @@ def binds(window: int | None, span: Span) -> bool:
     return window is not None and span.prompt + max(span.branches) > window
 
 
-# --- dense: the oracle -------------------------------------------------------------------------------------------------
+# --- dense: the oracle --------------------------------------------------------------------------------------------
 
 
 @BACKENDS.register("dense")
 def dense(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec: Spec) -> Tensor:
-    """Explicit scores and mask per span, in float32 or wider. Every feature, any device, quadratic memory per span."""
+    """Explicit scores and mask per span. Every feature, any device, quadratic memory per span."""
     groups = query.shape[1] // key.shape[1]
     out = query.new_zeros(query.transpose(1, 2).shape)
     pieces, at = [], []
@@ -170,7 +171,7 @@ def _dense_span(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, spec: Spec) -> Te
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
-# --- segments: flash kernels on pieces ---------------------------------------------------------------------------------
+# --- segments: flash kernels on pieces ----------------------------------------------------------------------------
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -180,17 +181,19 @@ _QUERY_CHUNK = 512
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One kernel call: queries `q` of a row against the keys in `k`, causal from the first key on, or by `mask`."""
+    """One kernel call: a range of queries of a row against ranges of its keys, causal or by `mask`."""
 
     row: int
-    q: slice
-    k: tuple[slice, ...]
+    queries: tuple[int, int]
+    """(first place, number)."""
+    keys: tuple[tuple[int, int], ...]
+    """(first place, number), one or two: the prompt, and the branch up to the last query."""
     mask: Tensor | None
-    """Additive (queries, keys) in the queries' dtype; None means plain causal, with q equal to k."""
+    """Additive (queries, keys) in the queries' dtype; None is plain causal, the keys being the queries' places."""
 
 
 def pieces_of(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
-    """The kernel calls that cover a layout: `[prompt | first branch]` causal, each further branch against `[prompt | branch]`.
+    """The calls that cover a layout: `[prompt | first branch]` causal, further branches against `[prompt | branch]`.
 
     Where a window binds, chunks of queries against the span up to them, masked.
     """
@@ -202,15 +205,15 @@ def pieces_of(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[P
         if binds(window, span):
             pieces.extend(_windowed(span, row, start, window, dtype))
             continue
-        prompt = slice(start, start + span.prompt)
-        begin = prompt.stop + span.branches[0]
-        pieces.append(Piece(row, slice(start, begin), (slice(start, begin),), None))
+        trunk = (start, span.prompt + span.branches[0])
+        pieces.append(Piece(row, trunk, (trunk,), None))
+        begin = start + trunk[1]
         for length in span.branches[1:]:
             for first in range(0, length, _QUERY_CHUNK):
                 last = min(first + _QUERY_CHUNK, length)
-                keys = tuple(part for part in (prompt, slice(begin, begin + last)) if part.stop > part.start)
+                prompt = ((start, span.prompt),) if span.prompt else ()
                 mask = corner[-(last - first) :, -(span.prompt + last) :]
-                pieces.append(Piece(row, slice(begin + first, begin + last), keys, mask))
+                pieces.append(Piece(row, (begin + first, last - first), (*prompt, (begin, last)), mask))
             begin += length
     return tuple(pieces)
 
@@ -229,7 +232,7 @@ def _windowed(span: Span, row: int, start: int, window: int | None, dtype: torch
         last = min(first + _QUERY_CHUNK, span.length)
         hidden = ~seen[first:last, :last]
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        yield Piece(row, slice(start + first, start + last), (slice(start, start + last),), mask)
+        yield Piece(row, (start + first, last - first), ((start, last),), mask)
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -240,12 +243,12 @@ class _SegmentAttention(torch.autograd.Function):
         ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], scale: float
     ) -> Tensor:
         """(B, W, H, d)."""
-        out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        out = query.transpose(1, 2).new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
         sums: list[Tensor] = []
         for piece in pieces:
-            q, k, v = _take(query, piece, piece.q), _take(key, piece, *piece.k), _take(value, piece, *piece.k)
+            q, k, v = _queries(query, piece), _keys(key, piece), _keys(value, piece)
             part, logsumexp = _FLASH(q, k, v, 0.0, piece.mask is None, attn_mask=piece.mask, scale=scale)
-            out[piece.row, :, piece.q] = part[0]
+            _queries(out, piece).copy_(part)
             sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.pieces, ctx.scale = pieces, scale  # type: ignore[attr-defined]
@@ -256,34 +259,39 @@ class _SegmentAttention(torch.autograd.Function):
         """Gradients of query, key and value."""
         query, key, value, out, *sums = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_out = grads[0].transpose(1, 2)
-        dq, dk, dv = (torch.zeros_like(x) for x in (query, key, value))
+        dq, dk, dv = (torch.zeros_like(side) for side in (query, key, value))
         for piece, logsumexp in zip(ctx.pieces, sums, strict=True):  # type: ignore[attr-defined]
             part_q, part_k, part_v = _FLASH_BACKWARD(
-                _take(grad_out, piece, piece.q),
-                _take(query, piece, piece.q),
-                _take(key, piece, *piece.k),
-                _take(value, piece, *piece.k),
-                _take(out, piece, piece.q),
+                _queries(grad_out, piece),
+                _queries(query, piece),
+                _keys(key, piece),
+                _keys(value, piece),
+                _queries(out, piece),
                 logsumexp,
                 0.0,
                 piece.mask is None,
                 attn_mask=piece.mask,
                 scale=ctx.scale,  # type: ignore[attr-defined]
             )
-            dq[piece.row, :, piece.q] += part_q[0]
-            begin = 0
-            for keys in piece.k:
-                end = begin + keys.stop - keys.start
-                dk[piece.row, :, keys] += part_k[0, :, begin:end]
-                dv[piece.row, :, keys] += part_v[0, :, begin:end]
-                begin = end
+            _queries(dq, piece).copy_(part_q)  # each query is in one piece; keys are in several
+            at = 0
+            for start, number in piece.keys:
+                dk[piece.row].narrow(1, start, number).add_(part_k[0].narrow(1, at, number))
+                dv[piece.row].narrow(1, start, number).add_(part_v[0].narrow(1, at, number))
+                at += number
         return dq, dk, dv, None, None
 
 
-def _take(side: Tensor, piece: Piece, *parts: slice) -> Tensor:
-    """(1, heads, n, d) of a (B, heads, W, d): a view where there is one part."""
-    row = side[piece.row : piece.row + 1]
-    return row[:, :, parts[0]] if len(parts) == 1 else torch.cat([row[:, :, part] for part in parts], dim=2)
+def _queries(side: Tensor, piece: Piece) -> Tensor:
+    """(1, H, n, d) view of a (B, H, W, d): the places of the piece's queries."""
+    return side.narrow(0, piece.row, 1).narrow(2, *piece.queries)
+
+
+def _keys(side: Tensor, piece: Piece) -> Tensor:
+    """(1, K, n, d) of a (B, K, W, d): the places of the piece's keys, a view where they are one range."""
+    row = side.narrow(0, piece.row, 1)
+    parts = [row.narrow(2, *part) for part in piece.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 @BACKENDS.register("segments")
@@ -293,10 +301,11 @@ def segments(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec
         return dense(geometry, query, key, value, spec)
     window = spec.window if any(binds(spec.window, span) for span in geometry.layout.spans) else None
     pieces = geometry.derive((window, query.dtype), lambda: pieces_of(geometry.layout, window, query.dtype))
-    return _SegmentAttention.apply(query, key, value, pieces, spec.scale)  # type: ignore[no-untyped-call, no-any-return]
+    out: Tensor = _SegmentAttention.apply(query, key, value, pieces, spec.scale)  # type: ignore[no-untyped-call]
+    return out
 
 
-# --- flex: block masks on a GPU ----------------------------------------------------------------------------------------
+# --- flex: block masks on a GPU -----------------------------------------------------------------------------------
 
 
 @BACKENDS.register("flex")
@@ -307,15 +316,19 @@ def flex(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec: Sp
     layout, device = geometry.layout, query.device
     block_mask = geometry.derive(("block mask", spec.window), lambda: _block_mask(layout, spec.window, device))
 
-    def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001 (its fixed signature)
-        return spec.softcap * torch.tanh(score / spec.softcap)  # type: ignore[operator]  # only called when there is one
+    score_mod = None
+    if spec.softcap is not None:
+        limit = spec.softcap
 
-    run = _compiled_flex() if device.type == "cuda" else flex_attention
+        def score_mod(score: Tensor, *_: Tensor) -> Tensor:
+            return limit * torch.tanh(score / limit)
+
+    run: Any = _compiled_flex() if device.type == "cuda" else flex_attention
     out, extra = run(
         query,
         key,
         value,
-        score_mod=None if spec.softcap is None else cap,
+        score_mod=score_mod,
         block_mask=block_mask,
         scale=spec.scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -339,7 +352,7 @@ def _block_mask(layout: Layout, window: int | None, device: torch.device) -> obj
         position[taken], branch[taken] = places(span, torch.device("cpu"))
     example, position, branch = (x.view(layout.rows, layout.width).to(device) for x in (example, position, branch))
 
-    def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001 (its fixed signature)
         seen = (q >= k) & (example[b, q] == example[b, k]) & ((branch[b, k] == 0) | (branch[b, k] == branch[b, q]))
         return seen if window is None else seen & (position[b, q] - position[b, k] < window)
 

@@ -1,8 +1,9 @@
 """log-probabilities of given tokens from hidden states, without a [tokens × vocabulary] tensor.
 
-The language-model head and the log-softmax run on the scored rows only, in chunks. A chunk's logits become probabilities in
-place. The first chunks' probabilities are kept for backward, up to a fixed number of bytes whatever the batch is; beyond it
-they are computed again. Which of the two a chunk gets is decided by its place alone, and no loss can tell.
+The language-model head and the log-softmax run on the scored rows only, in chunks. A chunk's logits become
+probabilities in place. The first chunks' probabilities are kept for backward, up to a fixed number of bytes whatever
+the batch is; beyond it they are computed again. Which of the two a chunk gets is decided by its place alone, and no
+loss can tell.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ KEEP_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
-    """What an architecture does to its logits: `cap·tanh(scale·logits / cap)` (Cohere and Granite scale, Gemma caps)."""
+    """What an architecture does to its logits: `cap·tanh(scale·logits / cap)`. Cohere and Granite scale, Gemma caps."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -58,11 +59,13 @@ def chunked_logprobs(
     """float32 (S,): log p(target), as `naive_logprobs`, in chunks (float64 where `hidden` is float64)."""
     row_bytes = weight.shape[0] * torch.promote_types(hidden.dtype, torch.float32).itemsize
     chunk, keep = max(1, chunk_bytes // row_bytes), keep_bytes // row_bytes
-    return _ChunkedLogProbs.apply(hidden, weight, bias, targets, transform, chunk, keep)  # type: ignore[no-untyped-call, no-any-return]
+    apply = _ChunkedLogProbs.apply
+    logprobs: Tensor = apply(hidden, weight, bias, targets, transform, chunk, keep)  # type: ignore[no-untyped-call]
+    return logprobs
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
-    """Forward: logits → probabilities, one chunk alive (and the kept ones). Backward: p - onehot → dhidden, dweight, dbias."""
+    """Forward: logits → probabilities, one chunk alive besides the kept ones. Backward: p - onehot → the gradients."""
 
     @staticmethod
     def forward(
@@ -93,11 +96,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden, weight and bias: with e = p - onehot(target), d log p = -e, so each is -grad · e ·(…)."""
+        """Gradients of hidden, weight and bias: d log p / d logits is onehot(target) - p, here the negated `error`."""
         hidden, weight, bias, targets, normalisers, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
         dhidden = torch.empty_like(hidden) if needs_hidden else None
-        dweight = torch.zeros_like(weight) if needs_weight else None
+        dweight = torch.empty_like(weight) if needs_weight else None
         dbias = torch.zeros_like(bias) if needs_bias else None
         for index, rows in enumerate(_chunks(len(hidden), ctx.chunk)):  # type: ignore[attr-defined]
             if index < len(kept):
@@ -113,7 +116,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
             if dhidden is not None:
                 torch.mm(error, weight, out=dhidden[rows]).mul_(minus)
             if dweight is not None:
-                dweight.addmm_(error.T, hidden[rows] * minus)
+                scaled = hidden[rows] * minus
+                if index == 0:
+                    torch.mm(error.T, scaled, out=dweight)
+                else:
+                    dweight.addmm_(error.T, scaled)
             if dbias is not None:
                 dbias.add_((error * minus).sum(0))
         return dhidden, dweight, dbias, None, None, None, None

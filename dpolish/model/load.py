@@ -1,4 +1,7 @@
-"""A Hugging Face folder or hub id → a model that is fit to train: complete, finite, without dropout, on our attention."""
+"""A Hugging Face folder or hub id → a model that is fit to train.
+
+That is: complete, finite, without dropout, on our attention.
+"""
 
 import re
 import warnings
@@ -21,6 +24,7 @@ from transformers import (
 from dpolish.errors import ModelError
 from dpolish.model import attention
 from dpolish.model.head import LogitTransform
+from dpolish.model.norms import fuse_norms
 
 _NOISE = re.compile(r"dropout|_pdrop$|layerdrop|jitter_noise|drop_path")
 """Configuration fields that make a forward pass random."""
@@ -28,9 +32,11 @@ _NOISE = re.compile(r"dropout|_pdrop$|layerdrop|jitter_noise|drop_path")
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to train, and the noise settings that saving it must put back."""
+    """A model ready to train, and what training and saving it need to know."""
 
     model: PreTrainedModel
+    masters: dict[str, torch.Tensor] | None
+    """The weights in float32, by name, where the model runs in a lower precision."""
     silenced: dict[str, float]
     """Configuration fields that were set to zero, with the values they had."""
     unexpected: tuple[str, ...]
@@ -57,13 +63,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """The model in `dtype` on `device`, with dropout off everywhere and our attention function where it can be placed.
 
-    Raises ModelError for missing or misshapen tensors and for non-finite weights: nothing is ever initialised at random.
+    Raises ModelError for missing or misshapen tensors and for non-finite weights: nothing is ever initialised at
+    random.
     """
     config = load_config(path)
     silenced = silence(config)
     attention.register()
     with _explained(path, "the weights"):
-        model, info = _from_pretrained(path, config, dtype)
+        model, info = _from_pretrained(path, config, torch.promote_types(dtype, torch.float32))
     faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
     faults += [f"{name} has another shape than the configuration says" for name, *_ in sorted(info["mismatched_keys"])]
     if faults:
@@ -76,7 +83,12 @@ def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedMod
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.to(device)  # type: ignore[arg-type]  # its stub takes no device
-    return LoadedModel(model, silenced, tuple(sorted(info["unexpected_keys"])))
+    masters = None
+    if dtype != model.dtype:
+        masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        model.to(dtype)  # type: ignore[arg-type]
+    fuse_norms(model)
+    return LoadedModel(model, masters, silenced, tuple(sorted(info["unexpected_keys"])))
 
 
 def _from_pretrained(
@@ -91,7 +103,10 @@ def _from_pretrained(
 
 
 def silence(config: PreTrainedConfig) -> dict[str, float]:
-    """Set every dropout-like field of a configuration to zero, also those that only `F.dropout` reads; returns the old values."""
+    """Set every dropout-like field of a configuration to zero, and return the old values.
+
+    Also the fields that only `F.dropout` reads.
+    """
     old: dict[str, float] = {}
     for prefix, part in _parts(config):
         for name, value in list(vars(part).items()):
@@ -117,7 +132,10 @@ def _parts(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
 
 
 def logit_transform(config: PreTrainedConfig) -> LogitTransform:
-    """What the architecture does to its logits. The start-up check proves the reading right against the model itself."""
+    """What the architecture does to its logits.
+
+    The start-up check proves the reading right against the model itself.
+    """
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma
@@ -160,7 +178,8 @@ def _reason(path: str, error: Exception) -> str:
     if folder.is_dir():
         weights = [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
         if "safetensors" in text and weights:
-            return f"only pickled weights here ({', '.join(sorted(weights)[:3])}), which are not opened; save as safetensors"
+            named = ", ".join(sorted(weights)[:3])
+            return f"only pickled weights here ({named}), which are not opened; save as safetensors"
         return text
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         return "no such folder"

@@ -1,4 +1,7 @@
-"""A model and a micro-batch → log-probabilities of its completions: the one function behind training, scoring and validation."""
+"""A model and a micro-batch → log-probabilities of its completions.
+
+The one function behind training, scoring and validation.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,9 +82,13 @@ def hidden_states(policy: Policy, batch: PackedBatch) -> Tensor:
 
 
 def _padding_mask(batch: PackedBatch) -> Tensor:
-    """int64 (B, W): 1 on tokens. Stock attention knows rows only, so each row must hold one span with one branch at its start."""
+    """int64 (B, W): 1 on tokens.
+
+    Stock attention knows rows only, so each row must hold one span with one branch at its start.
+    """
     mask = torch.zeros_like(batch.tokens)
     for row, span in enumerate(batch.layout.spans):
-        assert len(span.branches) == 1 and span.start == row * batch.layout.width, "not a padded row of one completion"
+        assert len(span.branches) == 1, "a padded row holds one completion"
+        assert span.start == row * batch.layout.width, "a padded row's span lies at its start"
         mask[row, : span.length] = 1
     return mask

@@ -1,8 +1,8 @@
 """Proof on real rows, before training, that the fast path computes what the model itself computes.
 
-Three questions, each with the real kernels: are the log-probabilities those of separate rows through the model as it came?
-Does a changed token move exactly what may see it? Are two forward passes equal? A model that fails is run on the plain path
-or refused, by name and reason; it never trains silently wrong.
+Three questions, each with the real kernels: are the log-probabilities those of separate rows through the model as it
+came? Does a changed token move exactly what may see it? Are two forward passes equal? A model that fails is run on the
+plain path or refused, by name and reason; it never trains silently wrong.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,10 @@ def on_stock_attention(policy: Policy) -> Policy:
 
 
 def _set_attention(policy: Policy, name: str) -> None:
-    """Switch all layers. Architectures without the attention interface refuse the switch, but build their masks by the name."""
+    """Switch all layers.
+
+    Architectures without the attention interface refuse the switch, but build their masks by the name.
+    """
     config = policy.model.config
     if policy.model._can_set_attn_implementation():
         policy.model.set_attn_implementation(name)
@@ -93,7 +96,10 @@ def _stock_name(policy: Policy) -> str:
 
 
 def probe_examples(examples: Sequence[Example], policy: Policy, count: int = 2, enough: int = 48) -> list[Example]:
-    """The shortest examples of `enough` tokens or more (a few tokens tell little), plus the longest where the model treats distant tokens differently."""
+    """The shortest examples of `enough` tokens or more (a few tokens tell little).
+
+    Plus the longest where the model treats distant tokens differently.
+    """
     by_length = sorted(examples, key=lambda example: example.longest)
     telling = [example for example in by_length if example.num_tokens >= enough]
     probe = telling[:count] or by_length[-count:]
@@ -165,8 +171,8 @@ def _true_row(policy: Policy, example: Example, completion: Completion) -> Tenso
     row = torch.from_numpy(tokens)[None].to(policy.device)
     logits: Tensor = policy.model(input_ids=row, use_cache=False).logits[0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    first = max(len(example.prompt) + completion.score_from, 1)
-    return logits[first - 1 : -1].log_softmax(dim=-1).gather(1, row[0, first:, None])[:, 0]
+    at = torch.from_numpy(len(example.prompt) + completion.scored_at).to(policy.device)
+    return logits[at - 1].log_softmax(dim=-1).gather(1, row[0, at, None])[:, 0]
 
 
 def _perturbed(policy: Policy, packing: Packing, probe: Sequence[Example], ours: Tensor) -> Finding:

@@ -2,9 +2,10 @@
 
     ROOT/IDENTITY/SHA256.safetensors     keys (N, 32) uint8, logprobs (N,) float32
 
-IDENTITY is what moves a log-probability by more than rounding: weights, architecture, compute dtype, attention backend. A
-key is the completion's tokens and where scoring starts. β, loss, learning rate, packing, ranks and row order are in neither.
-A segment's name is the hash of its bytes: a damaged one is recognised, put aside and computed again, never believed.
+IDENTITY is what moves a log-probability by more than rounding: weights, architecture, compute dtype, attention backend.
+A key is the completion's tokens and where scoring starts. β, loss, learning rate, packing, ranks and row order are in
+neither. A segment's name is the hash of its bytes: a damaged one is recognised, put aside and computed again, never
+believed.
 """
 
 import hashlib
@@ -111,7 +112,7 @@ class ReferenceCache:
 
 
 def default_root() -> Path:
-    """`$DPOLISH_CACHE`, else `$XDG_CACHE_HOME/dpolish`, else `~/.cache/dpolish`; references lie in `reference/` below it."""
+    """`reference/` below `$DPOLISH_CACHE`, else `$XDG_CACHE_HOME/dpolish`, else `~/.cache/dpolish`."""
     base = (
         os.environ.get("DPOLISH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpolish"
     )

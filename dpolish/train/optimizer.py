@@ -18,7 +18,7 @@ from dpolish.errors import RunError
 from dpolish.registry import Registry
 
 BuildOptimizer = Callable[..., torch.optim.Optimizer]
-"""`(groups, *, betas, fused) -> optimizer`; the learning rate is set before every step."""
+"""`(groups, *, betas, eps, fused) -> optimizer`; the learning rate is set before every step."""
 
 OPTIMIZERS: Registry[BuildOptimizer] = Registry("optimizer")
 
@@ -32,6 +32,7 @@ class Optimizer:
         *,
         name: str,
         betas: tuple[float, float],
+        eps: float = 1e-8,
         weight_decay: float,
         max_norm: float | None,
         initial: Mapping[str, Tensor] | None = None,
@@ -42,7 +43,7 @@ class Optimizer:
         # One fused kernel per weight takes a fifth of the time on a CPU; other devices may not have it.
         fused = all(weight.device.type in ("cpu", "cuda") for weight in self.masters.weights.values())
         groups = parameter_groups(self.masters.weights, weight_decay)
-        self.inner = OPTIMIZERS[name](groups, betas=betas, fused=fused)
+        self.inner = OPTIMIZERS[name](groups, betas=betas, eps=eps, fused=fused)
 
     def step(self, lr: float) -> float:
         """Update every weight at the rate `lr`; the gradient norm before clipping, which must be finite."""
@@ -101,9 +102,11 @@ def parameter_groups(weights: Mapping[str, Tensor], weight_decay: float) -> list
 @OPTIMIZERS.register("fused_adam")
 @OPTIMIZERS.register("distributed_fused_adam")
 @OPTIMIZERS.register("mcore_distributed_optim")
-def adamw(groups: list[dict[str, object]], *, betas: tuple[float, float], fused: bool) -> torch.optim.Optimizer:
-    """AdamW with ε = 1e-8: one rule, for which NeMo has several engines."""
-    return torch.optim.AdamW(groups, betas=betas, eps=1e-8, fused=fused)
+def adamw(
+    groups: list[dict[str, object]], *, betas: tuple[float, float], eps: float, fused: bool
+) -> torch.optim.Optimizer:
+    """AdamW: one rule, for which NeMo has several engines."""
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
 
 
 def clip_gradients(weights: Iterable[Tensor], max_norm: float | None) -> float:

@@ -13,7 +13,7 @@ STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16
 
 
 def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, float]:
-    """One optimizer step on a global batch: the loss is the mean over its pairs. Returns metric sums and the gradient norm.
+    """Metric sums and gradient norm of one optimizer step on a global batch: the loss is the mean over its pairs.
 
     `step` is 0-based. Raises RunError, before any weight changes, when the gradient is not finite or the reference does
     not match the policy at step 0.
@@ -46,8 +46,8 @@ def require_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> None:
         return
     worst = int((gap / allowed).argmax())
     raise RunError(
-        f"step 0: policy and reference differ by {float(gap[worst]):.2e} in an answer's log-probability, where rounding "
-        f"explains {float(allowed[worst]):.2e}. They must be the same model before the first update. Likely causes: dropout or other noise in the "
-        "model, reference scores of another model or precision in model.dpo.reference_cache (set it to off to score anew), "
-        "weights changed on disk during the start"
+        f"step 0: policy and reference differ by {float(gap[worst]):.2e} in an answer's log-probability, where "
+        f"rounding explains {float(allowed[worst]):.2e}. They must be the same model before the first update. Likely "
+        "causes: dropout or other noise in the model, reference scores of another model or precision in "
+        "model.dpo.reference_cache (set it to off to score anew), weights changed on disk during the start"
     )

@@ -62,7 +62,10 @@ def metaspace() -> PreTrainedTokenizerFast:
 
 
 def _without_byte_tokens_added(tokenizer: Tokenizer) -> Tokenizer:
-    """The trainer makes every special token an added one; a model of this kind has its bytes in the vocabulary alone."""
+    """The same model with its byte tokens in the vocabulary alone.
+
+    The trainer makes every special token an added one; a model of this kind does not.
+    """
     plain = Tokenizer(tokenizer.model)
     plain.pre_tokenizer, plain.decoder = tokenizer.pre_tokenizer, tokenizer.decoder
     plain.add_special_tokens(["<unk>", "<s>", "</s>"])
@@ -72,7 +75,7 @@ def _without_byte_tokens_added(tokenizer: Tokenizer) -> Tokenizer:
 @cache
 def words(pattern: str = "$A") -> PreTrainedTokenizerFast:
     """One id per word: `pattern` says what is put around a string, such as "<s> $A </s>"."""
-    names = ["<unk>", "<s>", "</s>", *"the cat sat on mat a dog ran . !".split()]
+    names = ["<unk>", "<s>", "</s>", "the", "cat", "sat", "on", "mat", "a", "dog", "ran", ".", "!"]
     tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = _around(tokenizer, pattern)

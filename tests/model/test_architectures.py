@@ -1,4 +1,7 @@
-"""Every architecture on the fast path against separate rows through the model as transformers runs it: values and gradients."""
+"""Every architecture on the fast path against separate rows through the model as transformers runs it.
+
+Values and gradients.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +18,7 @@ from dpolish.errors import ModelError
 from dpolish.model.load import load_model, logit_transform
 from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
 from dpolish.model.verify import on_stock_attention, verified
-from dpolish.tensors import Example
+from dpolish.tensors import Example, Span
 from tests import models
 from tests.examples import random_examples
 
@@ -49,7 +52,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def untouched(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The same weights as transformers alone builds and runs them: eager attention, and dropout off by evaluation mode."""
+    """The same weights as transformers alone builds and runs them: eager attention, dropout off by evaluation mode."""
     model = models.build(name, dtype)
     model.config._attn_implementation = "eager"
     return model.eval()
@@ -62,7 +65,9 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
 
 
-def ours(policy: Policy, examples: Sequence[Example], packing: Packing, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def ours(
+    policy: Policy, examples: Sequence[Example], packing: Packing, weights: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Token log-probabilities of one micro-batch, and the gradients of their weighted sum."""
     batch = collate(examples, packing)
     with attending(policy, batch):
@@ -84,7 +89,7 @@ def truth(model: PreTrainedModel, examples: Sequence[Example], weights: Tensor) 
 
 
 def require_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
-    """Relative L2 per parameter, with an absolute floor for gradients that are zero in exact arithmetic (key biases)."""
+    """Relative L2 per parameter, with an absolute floor for gradients that are zero in exact arithmetic: key biases."""
     floor = 1e-7 * max(float(value.norm()) for value in want.values())
     for name, value in want.items():
         error = float((got[name] - value).norm())
@@ -144,7 +149,10 @@ def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, mon
 
     policy = loaded("llama", torch.float32)
     if fault == "mask":  # the rejected answer sees the chosen one
-        causal = lambda span, window, device: torch.ones(span.length, span.length, dtype=torch.bool).tril()  # noqa: E731
+
+        def causal(span: Span, *_: object) -> Tensor:
+            return torch.ones(span.length, span.length, dtype=torch.bool).tril()
+
         monkeypatch.setattr(attention, "visible", causal)
         policy = replace(policy, backend="dense")
     elif fault == "scale":
