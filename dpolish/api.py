@@ -23,7 +23,7 @@ from dpolish.records import StepRecord
 from dpolish.reference.score import missing
 from dpolish.track.console import ConsoleSink, progress
 from dpolish.track.environment import environment_record
-from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink
+from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink, require_installed
 from dpolish.train.loop import train as run_loop
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "model", "checkpoints")
@@ -43,13 +43,25 @@ class RunResult:
     num_reference_cached: int
 
 
+def _terminal(total_steps: int) -> tuple[Sink, ...]:
+    """What a run shows by default; a terminal that goes away does not stop it."""
+    return (Guarded("terminal", ConsoleSink(total_steps), lambda _: None),)
+
+
+def _prepared(composed: Composed) -> Prepared:
+    """Every refusal that needs no weights: a directory that is taken, a missing logger, data, sizes, the plan."""
+    manager = composed.config.exp_manager
+    require_free(run_directory(composed.config))
+    require_installed(wandb=manager.create_wandb_logger, tensorboard=manager.create_tensorboard_logger)
+    return prepare(composed)
+
+
 def plan(composed: Composed) -> list[str]:
     """Every derived number of a run, its traps and its cost, as lines.
 
     Trains nothing. Raises InputError as `train` would.
     """
-    require_free(run_directory(composed.config))
-    prepared = prepare(composed)
+    prepared = _prepared(composed)
     cache = open_cache(prepared, prepared.backend)
     parts = [part for part in (prepared.train, prepared.validation) if part is not None]
     todo = sum(len(missing(part.examples, cache)) for part in parts)
@@ -63,15 +75,14 @@ def train(
     argv: Sequence[str] = (),
     say: Say = print,
     show: Progress = progress,
-    sinks: Callable[[int], Sequence[Sink]] = lambda total: (ConsoleSink(total),),
+    sinks: Callable[[int], Sequence[Sink]] = _terminal,
 ) -> RunResult:
     """Run DPO as configured and leave RUN_DIR behind.
 
     Raises InputError before any compute, RunError when training fails.
     """
+    prepared = _prepared(composed)
     directory = run_directory(composed.config)
-    require_free(directory)
-    prepared = prepare(composed)
     for line in _told(prepared):
         say(line)
     for line in remarks(prepared.plan, composed.config):

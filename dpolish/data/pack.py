@@ -71,8 +71,8 @@ def fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
         place = weights.index(min(weights))
         even[place].append(index)
         weights[place] += sizes[index]
-    bins = even if max(weights, default=0) <= max(budget, max(sizes, default=0)) else first_fit
-    return [sorted(members) for members in bins]
+    fits = all(weight <= budget or len(members) == 1 for weight, members in zip(weights, even, strict=True))
+    return [sorted(members) for members in (even if fits else first_fit)]
 
 
 def collate(

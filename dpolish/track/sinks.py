@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -158,6 +159,14 @@ class Guarded:
 
 def _prefixed(record: StepRecord) -> dict[str, float]:
     return {f"{record.split}/{name}": value for name, value in record.metrics.items()}
+
+
+def require_installed(*, wandb: bool, tensorboard: bool) -> None:
+    """Raise ConfigError for a logger whose library is not installed, without loading any."""
+    if wandb and find_spec("wandb") is None:
+        raise ConfigError(_extra_missing("create_wandb_logger", "wandb"))
+    if tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError(_extra_missing("create_tensorboard_logger", "tensorboard"))
 
 
 def _extra_missing(key: str, extra: str) -> str:
