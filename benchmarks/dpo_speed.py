@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -29,53 +29,68 @@ from dpolish.demo.model import demo_model
 OURS, BEST, DEFAULT = "dpolish", "TRL, its best", "TRL, default"
 TOLERANCE = 2e-3
 """Largest relative difference between the losses of two sides that did the same work in float32."""
+_QUIET = 0.85
+"""Share of the processors that a side has to itself in a fair measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What each step after the warm-up holds and needs, and what the machine gives."""
+
+    pairs: int
+    tokens: list[int]
+    """Real tokens: each prompt once, no padding; the same count for every side."""
+    flops: list[float]
+    gemm_flops: float
+
+    @staticmethod
+    def of(pairs: Sequence[TokenPair], batch: int, ours: Sequence[SideResult]) -> "Work":
+        """From the pairs, and from what our side measured in each round."""
+        steps = range(batch, len(pairs), batch)
+        tokens = [sum(pair.num_tokens for pair in pairs[first : first + batch]) for first in steps]
+        rates = [result.gemm_flops for result in ours if result.gemm_flops is not None]
+        return Work(batch, tokens, ours[0].needed_flops[1:], median(rates))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A side in a regime, all rounds together."""
+    """A side in a regime, all rounds together: medians over steps."""
 
     side: str
     step_seconds: float
     seconds_with_reference: float
+    """The reference pass shared out over the steps."""
     pairs_per_second: float
     tokens_per_second: float
+    cores: float
     peak_gib: float
     share_of_gemm: float
     losses: list[float]
+    rounds: list[list[float]]
+    """Seconds of every step of every round, the warm-up included."""
 
     @staticmethod
-    def of(
-        side: str, results: Sequence[SideResult], pairs: Sequence[TokenPair], batch: int, ceiling: "Ceiling"
-    ) -> "Row":
+    def of(side: str, results: Sequence[SideResult], work: Work) -> "Row":
         """From what the side measured in each round."""
-        steps = len(pairs) // batch
-        seconds = median(second for result in results for second in result.step_seconds[1:])
-        tokens = mean(pair.num_tokens for pair in pairs[batch:]) * batch
+        rounds = [result.step_seconds for result in results]
+        seconds = median(second for steps in rounds for second in steps[1:])
+        reference = median(result.reference_seconds / len(result.step_seconds) for result in results)
+
+        def rate(amounts: Sequence[float]) -> float:
+            return median(a / second for steps in rounds for a, second in zip(amounts, steps[1:], strict=True))
+
         return Row(
-            side,
-            seconds,
-            seconds + median(result.reference_seconds for result in results) / steps,
-            batch / seconds,
-            tokens / seconds,
-            max(result.peak_bytes for result in results) / 2**30,
-            ceiling.needed_flops / seconds / ceiling.gemm_flops,
-            results[0].losses,
+            side=side,
+            step_seconds=seconds,
+            seconds_with_reference=seconds + reference,
+            pairs_per_second=work.pairs / seconds,
+            tokens_per_second=rate(work.tokens),
+            cores=min(result.cores for result in results),
+            peak_gib=max(result.peak_bytes for result in results) / 2**30,
+            share_of_gemm=rate(work.flops) / work.gemm_flops,
+            losses=results[0].losses,
+            rounds=rounds,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Ceiling:
-    """What a step needs and what the machine gives, as our side measured them."""
-
-    needed_flops: float
-    gemm_flops: float
-
-    @staticmethod
-    def of(results: Sequence[SideResult]) -> "Ceiling":
-        """Medians over rounds."""
-        rates = [result.gemm_flops for result in results if result.gemm_flops is not None]
-        return Ceiling(median(flops for result in results for flops in result.needed_flops[1:]), median(rates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +127,15 @@ def compare(regime: Regime, arguments: argparse.Namespace, model: Path) -> Compa
     for _ in range(arguments.rounds):
         for side, command in commands.items():
             results[side].append(run_side(command, model, ids, regime.batch))
-    ceiling = Ceiling.of(results[OURS])
-    rows = [Row.of(side, measured, pairs, regime.batch, ceiling) for side, measured in results.items()]
+    work = Work.of(pairs, regime.batch, results[OURS])
+    rows = [Row.of(side, measured, work) for side, measured in results.items()]
     return Comparison(
         regime=regime.name,
         source=source,
         batch=regime.batch,
         steps=arguments.steps,
         padded_over_shared=padded_over_shared(pairs, regime.batch),
-        gemm_gflops=ceiling.gemm_flops / 1e9,
+        gemm_gflops=work.gemm_flops / 1e9,
         rows=rows,
         causes=results[OURS][-1].causes,
         losses_agree=all(_agree(rows[0].losses, row.losses) for row in rows[1:]),
@@ -138,16 +153,8 @@ def show(comparison: Comparison, console: Console) -> None:
         f"padded / shared tokens {comparison.padded_over_shared:.2f}; GEMM {comparison.gemm_gflops:.0f} GFLOP/s",
         title_justify="left",
     )
-    for heading in (
-        "",
-        "s/step",
-        "pairs/s",
-        "tokens/s",
-        "peak GiB",
-        "of GEMM rate",
-        "ours is faster",
-        "with reference pass",
-    ):
+    headings = "s/step", "pairs/s", "tokens/s", "cores", "peak GiB", "of GEMM rate", "ours is faster", "with reference"
+    for heading in ("", *headings):
         table.add_column(heading, justify="right" if heading else "left")
     for row in comparison.rows:
         ratios = [f"{comparison.ratio(row.side, with_reference=reference):.2f} ×" for reference in (False, True)]
@@ -156,6 +163,7 @@ def show(comparison: Comparison, console: Console) -> None:
             f"{row.step_seconds:.3f}",
             f"{row.pairs_per_second:.2f}",
             f"{row.tokens_per_second:.0f}",
+            f"{row.cores:.2f}",
             f"{row.peak_gib:.2f}",
             f"{row.share_of_gemm:.0%}",
             *(ratios if row.side != OURS else ("", f"{row.seconds_with_reference:.3f} s/step")),
@@ -166,6 +174,10 @@ def show(comparison: Comparison, console: Console) -> None:
         f"memory: {memory[OURS] / memory[BEST]:.2f} of its best, {memory[OURS] / memory[DEFAULT]:.2f} of its default"
     )
     console.print("our step: " + ", ".join(f"{cause} {share:.1%}" for cause, share in comparison.causes.items()))
+    if min(row.cores for row in comparison.rows) < _QUIET * (os.cpu_count() or 1):
+        console.print(
+            "WARNING: something else took processor time meanwhile (see cores): time it again", style="bold red"
+        )
     if not comparison.losses_agree:
         losses = "; ".join(f"{row.side} {[round(loss, 4) for loss in row.losses]}" for row in comparison.rows)
         console.print(f"WARNING: the losses differ, so the work was not the same: {losses}", style="bold red")

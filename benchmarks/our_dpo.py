@@ -69,7 +69,9 @@ def main() -> None:
     groups = list(run.data.validation_groups())
     shape = shape_of(run.policy.model)
     rates = [_rate(shape, groups)]
+    processor = time.process_time()
     seconds, losses = timed_steps(run)
+    processor = time.process_time() - processor
     peak = peak_bytes()
     rates.append(_rate(shape, groups))
     causes = shares_by_cause(lambda: train_step(run, groups[-1], len(groups)), shape.head[1])
@@ -77,6 +79,7 @@ def main() -> None:
         step_seconds=seconds,
         losses=losses,
         reference_seconds=clock.seconds,
+        cores=processor / sum(seconds),
         peak_bytes=peak,
         gemm_flops=mean(rates),
         needed_flops=[needed_flops(shape, [_lengths(pairs[row]) for row in group.rows]) for group in groups],

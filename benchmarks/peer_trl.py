@@ -49,24 +49,29 @@ class GivenIds(DPOTrainer):  # type: ignore[misc]
 
 
 class Clock(TrainerCallback):
-    """Notes when each optimizer step ended, what it lost, and how much memory the process had taken by then."""
+    """Notes when each optimizer step ended, by the wall and by the processors, and what it lost."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.processor: list[float] = []
         self.losses: list[float] = []
 
     def on_train_begin(self, *_: object, **__: object) -> None:
         """The first step counts from here."""
-        self.ends.append(time.perf_counter())
+        self._note()
 
     def on_step_end(self, *_: object, **__: object) -> None:
         """After the update, before logging."""
-        self.ends.append(time.perf_counter())
+        self._note()
 
     def on_log(self, *_: object, **event: Any) -> None:
         """Every step logs; the record at the end of training has no loss of a step."""
         if "loss" in event["logs"]:
             self.losses.append(event["logs"]["loss"])
+
+    def _note(self) -> None:
+        self.ends.append(time.perf_counter())
+        self.processor.append(time.process_time())
 
 
 def main() -> None:
@@ -89,7 +94,9 @@ def main() -> None:
     )
     trainer.train()
     seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    write_result(arguments.answer, SideResult(seconds, clock.losses, trainer.reference_seconds, peak_bytes()))
+    cores = (clock.processor[-1] - clock.processor[0]) / sum(seconds)
+    result = SideResult(seconds, clock.losses, trainer.reference_seconds, cores, peak_bytes())
+    write_result(arguments.answer, result)
 
 
 def _settings(batch: int, *, best: bool) -> DPOConfig:

@@ -35,6 +35,8 @@ class SideResult:
     """Loss of every step."""
     reference_seconds: float
     """Scoring the reference before training; 0 where it is scored within the steps."""
+    cores: float
+    """Cores that the process kept busy while it trained: fewer than there are when something else ran besides."""
     peak_bytes: int
     """Largest resident memory of the process, up to the end of training."""
     gemm_flops: float | None = None

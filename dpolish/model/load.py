@@ -67,6 +67,8 @@ def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedMod
     random.
     """
     config = load_config(path)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{path}: the weights are quantized and cannot be trained; name the model as it was before")
     silenced = silence(config)
     attention.register()
     with _explained(path, "the weights"):

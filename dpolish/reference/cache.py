@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +107,9 @@ class ReferenceCache:
         except (OSError, SafetensorError, ValueError) as error:
             fault = f"cannot be read ({error})"
         if fault is not None:
-            aside = segment.with_suffix(".bad")
-            self.notes.append(f"reference cache: {segment} {fault}; moved to {aside.name}, its rows are scored again")
-            os.replace(segment, aside)
+            self.notes.append(f"reference cache: {segment} {fault}; it is put aside, and its rows are scored again")
+            with suppress(OSError):  # another run was faster, or the store is another user's
+                os.replace(segment, segment.with_suffix(".bad"))
 
 
 def default_root() -> Path:
