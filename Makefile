@@ -80,6 +80,7 @@ check: lint test
 bench: $(VENV)/.demo $(PEER)/.installed
 	$(BIN)/python -m benchmarks.dpo_speed $(ARGS)
 
+docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict
 

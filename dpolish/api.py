@@ -253,8 +253,8 @@ def _numbers(prepared: Prepared) -> Iterator[str]:
     width = max(len(name) for name, _, _ in rows)
     yield ""
     yield from (f"{name:<{width}}  {value}  ({mark})" for name, value, mark in rows)
-    tokens = sum(example.num_tokens for example in prepared.train.examples) / plan.rows * plan.global_batch_size
     first = prepared.train.examples[: plan.global_batch_size]
+    tokens = len(first) * sum(example.num_tokens for example in prepared.train.examples) / plan.rows
     yield f"about {tokens:,.0f} tokens per step, in about {len(prepared.packing.split(first))} micro-batches (derived)"
     yield ""
     yield "learning rate at optimizer step:"

@@ -167,6 +167,8 @@ def tensor_headers(file: Path) -> dict[str, TensorHeader]:
             header = json.loads(handle.read(size))
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{file}: the safetensors header is not readable ({error})") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{file}: the safetensors header is not readable (it is no JSON object)")
     header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():

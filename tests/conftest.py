@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.tiny import Setup
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+settings.register_profile("steady", deadline=None)  # no time limit per example on a shared machine
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -137,16 +138,20 @@ def run_console(fence: Fence, folder: Path, name: str) -> None:
 
 
 def run_python(fence: Fence, names: dict[str, Any], name: str) -> None:
-    """Run a Python fence in its page's namespace: as a doctest where it has prompts."""
-    if ">>>" not in fence.text:
+    """Run a Python fence in its page's namespace; of plain code also the examples in its functions' docstrings."""
+    if fence.text.startswith(">>>"):
+        tests = [doctest.DocTestParser().get_doctest(fence.text, names, name, name, fence.line - 1)]
+    else:
+        before = {*names}
         exec(compile("\n" * (fence.line - 1) + fence.text, name, "exec"), names)
-        return
-    test = doctest.DocTestParser().get_doctest(fence.text, names, name, name, fence.line - 1)
-    failures: list[str] = []
+        made = [names[new] for new in names.keys() - before if isinstance(names[new], FunctionType)]
+        tests = [test for made_here in made for test in doctest.DocTestFinder().find(made_here, name, False, names)]
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    result = runner.run(test, out=failures.append, clear_globs=False)
-    names.update(test.globs)
-    assert result.failed == 0, "".join(failures)
+    for test in tests:
+        failures: list[str] = []
+        result = runner.run(test, out=failures.append, clear_globs=False)
+        names.update(test.globs)
+        assert result.failed == 0, "".join(failures)
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +207,10 @@ def test_commands_compose(page: Path, folder: Path) -> None:
     for fence in shells:
         text = fence.text if fence.language == "console" else re.sub(r"(?m)(?<!\\\n)^", "$ ", fence.text)
         found = [command.text for command in commands(text) if OURS.match(command.text)]
-        script = "".join(f"{text}{'' if text.startswith('export ') else ' --cfg job'} || exit\n" for text in found)
-        printed = run_in_bash(script, folder, timeout=60)
-        count = sum(not text.startswith("export ") for text in found)
-        assert printed.count("pretrained_checkpoint:") == count, f"{page}:{fence.line}\n{printed}"
+        exports = [text for text in found if text.startswith("export ")]
+        composed = [f"{text} --cfg job || exit" for text in found if text not in exports]
+        printed = run_in_bash("\n".join([*exports, "GPFS=$PWD", *composed]), folder, timeout=60)
+        assert printed.count("pretrained_checkpoint:") == len(composed), f"{page}:{fence.line}\n{printed}"
 
 
 @on_every_page

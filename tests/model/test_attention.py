@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpolish.errors import ConfigError
 from dpolish.model import attention
-from dpolish.model.attention import BACKENDS, Geometry, Spec, choose_backend, visible
+from dpolish.model.attention import BACKENDS, Geometry, Spec, choose_backend, segments, visible
 from dpolish.tensors import Layout, Span
 
 CPU = torch.device("cpu")
@@ -83,9 +83,7 @@ def _visible_by_definition(span: Span, window: int | None) -> list[list[bool]]:
     ]
 
 
-@given(
-    st.integers(0, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.none() | st.integers(1, 12)
-)
+@given(st.integers(0, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.none() | st.integers(1, 12))
 def test_visibility_is_the_definition(prompt: int, branches: list[int], window: int | None) -> None:
     span = Span(0, prompt, tuple(branches))
     assert visible(span, window, CPU).tolist() == _visible_by_definition(span, window)
@@ -118,7 +116,7 @@ def test_dense_is_the_definition(layout: str, asked: str) -> None:
 def test_segments_equal_dense_in_values_and_gradients(
     layout: str, asked: str, chunk: int, key_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", chunk)
+    monkeypatch.setattr(segments, "QUERY_CHUNK", chunk)
     where = LAYOUTS[layout]
     sides = inputs(where, key_heads)
     upstream = torch.randn(where.rows, where.width, HEADS, SIZE, dtype=torch.float64)
@@ -166,18 +164,20 @@ def test_lower_precision_is_near(backend: str, dtype: torch.dtype) -> None:
     ours = run(backend, where, spec(window=6), [side.to(dtype) for side in sides])
     assert ours.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(ours.double(), run("dense", where, spec(window=6), sides), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        ours.double(), run("dense", where, spec(window=6), sides), rtol=tolerance, atol=tolerance
+    )
 
 
 def test_what_is_derived_from_a_layout_is_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int | None] = []
-    original: Callable[..., tuple[attention.Piece, ...]] = attention.pieces_of
+    original: Callable[..., segments.Calls] = segments.calls_of
 
-    def counted(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[attention.Piece, ...]:
+    def counted(layout: Layout, window: int | None, dtype: torch.dtype) -> segments.Calls:
         made.append(window)
         return original(layout, window, dtype)
 
-    monkeypatch.setattr(attention, "pieces_of", counted)
+    monkeypatch.setattr(segments, "calls_of", counted)
     geometry, sides = Geometry(LAYOUTS["packed"], "segments"), inputs(LAYOUTS["packed"])
     for _ in range(3):
         for window in (None, 4, 100):  # 100 hides nothing: the same pieces as None

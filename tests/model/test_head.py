@@ -33,7 +33,9 @@ def head_inputs(dtype: torch.dtype, bias: bool) -> tuple[list[Tensor], Tensor, T
     return floats, targets, torch.randn(S, generator=generator, dtype=torch.float64)
 
 
-def value_and_gradients(head: Callable[..., Tensor], floats: list[Tensor], targets: Tensor, upstream: Tensor) -> list[Tensor]:
+def value_and_gradients(
+    head: Callable[..., Tensor], floats: list[Tensor], targets: Tensor, upstream: Tensor
+) -> list[Tensor]:
     leaves = [tensor.clone().requires_grad_() for tensor in floats]
     hidden, weight, bias = [*leaves, None][:3]
     value = head(hidden, weight, bias, targets)

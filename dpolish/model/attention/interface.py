@@ -1,0 +1,79 @@
+"""Attention over spans `[prompt | branch | branch …]`, as a Hugging Face attention function on unmodified models.
+
+    keys        p p p | c c c | r r
+    query p       causal
+    query c     sees p, and c causally
+    query r     sees p, and r causally; not c, although c stands before it
+
+A key is visible to a query when it is not behind it, and lies in the prompt or in the query's own branch; with a
+sliding window, when it is also fewer than `window` *positions* away (branches restart at the prompt's end, so places
+will not do).
+
+Three backends compute the same thing: `segments` (flash kernels on contiguous pieces of a span, no mask over the
+whole row, CPU), `flex` (FlexAttention with a block mask, CUDA) and `dense` (plain matrix products with an explicit
+mask: the oracle, and the only one with soft-capping or attention sinks on a CPU).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from dpolish.errors import ConfigError
+from dpolish.model.attention.dense import dense
+from dpolish.model.attention.flex import flex
+from dpolish.model.attention.geometry import Current, Geometry, Spec
+from dpolish.model.attention.segments import segments
+from dpolish.registry import Registry
+
+ATTENTION_NAME = "dpolish"
+"""Our name in the registry of transformers. The mask registry does not know it: no T² mask is ever built."""
+
+Backend = Callable[[Geometry, Tensor, Tensor, Tensor, Spec], Tensor]
+BACKENDS: Registry[Backend] = Registry("attention backend")
+BACKENDS.register("dense")(dense)
+BACKENDS.register("segments")(segments)
+BACKENDS.register("flex")(flex)
+
+
+def attend(  # the arguments that transformers passes, by its names
+    module: nn.Module,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: object,  # noqa: ARG001
+) -> tuple[Tensor, None]:
+    """(B, W, H, d) attention output; `query` is (B, H, W, d), `key` and `value` (B, K, W, d) with K dividing H."""
+    geometry = Current.geometry
+    assert geometry is not None, "the attention function was called outside use_geometry"
+    assert dropout == 0.0, "dropout reached the attention function"
+    geometry.calls += 1
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    spec = Spec(scale, sliding_window, softcap, s_aux)
+    return BACKENDS[geometry.backend](geometry, query, key, value, spec), None
+
+
+def register() -> None:
+    """Make `attend` known to transformers under ATTENTION_NAME."""
+    AttentionInterface.register(ATTENTION_NAME, attend)
+
+
+def choose_backend(asked: str, device: torch.device, forbidden: frozenset[str] = frozenset()) -> str:
+    """The backend for `model.attention_backend`; `auto` is `flex` on CUDA, `segments` on a CPU, else `dense`."""
+    able = {"cuda": ("flex", "dense"), "cpu": ("segments", "dense")}.get(device.type, ("dense",))
+    allowed = [name for name in able if name not in forbidden]
+    if asked == "auto":
+        return allowed[0]
+    if asked not in allowed:
+        raise ConfigError(
+            f"model.attention_backend={asked} does not run on {device.type}"
+            f"{' (forbidden by the environment)' if asked in forbidden else ''}; use one of: auto, {', '.join(allowed)}"
+        )
+    return asked

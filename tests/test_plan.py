@@ -1,0 +1,294 @@
+"""Derived numbers by hand, limits and intervals by NeMo's type rule, and refusals whose way out works."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dpolish.config import DpoConfig, compose
+from dpolish.errors import ConfigError
+from dpolish.facts import ModelFacts
+from dpolish.plan import DataFacts, Machine, RunPlan, curve, describe, make_plan, memory_of, remarks, sequence_length
+
+MODEL = ModelFacts(
+    folder=Path("llama"),
+    architecture="LlamaForCausalLM",
+    num_parameters=1_000_000,
+    num_layers=10,
+    hidden_size=100,
+    intermediate_size=300,
+    key_value_size=50,
+    vocabulary_size=1000,
+    max_positions=2048,
+    varying_rope=None,
+)
+TRAIN = DataFacts(rows=1000, tokens=300_000, padded_tokens=400_000, longest_pair=900)
+VALIDATION = DataFacts(rows=100, tokens=30_000, padded_tokens=40_000, longest_pair=700)
+CPU, GPU = Machine("cpu", 16 * 10**9), Machine("cuda", 80 * 10**9)
+
+
+def config(*overrides: str) -> DpoConfig:
+    return compose(None, ["model.global_batch_size=64", *overrides], environ={}).config
+
+
+def plan(
+    *overrides: str,
+    model: ModelFacts = MODEL,
+    train: DataFacts = TRAIN,
+    validation: DataFacts | None = VALIDATION,
+    machine: Machine = CPU,
+) -> RunPlan:
+    return make_plan(config(*overrides), model, train, validation, machine)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "per_epoch", "total", "epochs"),
+    [
+        ([], 16, 16, 1),  # 15.6 batches: the last one is short, not lost
+        (["trainer.dpo.max_epochs=3"], 16, 48, 3),
+        (["trainer.dpo.max_epochs=3", "trainer.dpo.max_steps=20"], 16, 20, 2),
+        (["trainer.dpo.max_steps=99"], 16, 16, 1),
+        (["model.global_batch_size=1000"], 1, 1, 1),
+        (["model.global_batch_size=1001"], 1, 1, 1),
+        (["model.global_batch_size=1"], 1000, 1000, 1),
+        (["trainer.dpo.limit_train_batches=5", "trainer.dpo.max_epochs=2"], 5, 10, 2),
+        (["trainer.dpo.limit_train_batches=0.5", "trainer.dpo.max_epochs=2"], 8, 16, 2),
+        (["trainer.dpo.limit_train_batches=1"], 1, 1, 1),  # a count
+        (["trainer.dpo.limit_train_batches=1.0"], 16, 16, 1),  # a share
+        (["trainer.dpo.limit_train_batches=0.01"], 1, 1, 1),
+        (["trainer.dpo.limit_train_batches=500"], 16, 16, 1),
+    ],
+)
+def test_steps(overrides: list[str], per_epoch: int, total: int, epochs: int) -> None:
+    made = plan(*overrides)
+    assert (made.steps_per_epoch, made.total_steps, made.epochs) == (per_epoch, total, epochs)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ("0.1", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]),  # 1.6 steps, rounded down
+        ("0.25", [4, 8, 12, 16]),
+        ("1.0", [16]),
+        ("1", [*range(1, 17)]),
+        ("5", [5, 10, 15, 16]),  # and after the last step
+        ("100", [16]),
+    ],
+)
+def test_validation_steps(interval: str, expected: list[int]) -> None:
+    made = plan(f"trainer.dpo.val_check_interval={interval}")
+    assert [step for step in range(1, made.total_steps + 1) if made.evaluates_at(step)] == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("1.0", 2), ("1", 1), ("0.5", 1), ("0.01", 1), ("9", 2), ("0", 0), ("0.0", 0)]
+)
+def test_validation_batches(limit: str, expected: int) -> None:
+    made = plan(f"trainer.dpo.limit_val_batches={limit}")
+    assert made.validation_batches == expected
+    assert made.evaluates_at(made.total_steps) is (expected > 0)
+
+
+def test_without_validation_rows_nothing_is_validated() -> None:
+    made = plan(validation=None)
+    assert (made.validation_rows, made.validation_batches, made.evaluates_at(16)) == (0, 0, False)
+
+
+def test_the_schedule_spans_the_run_and_takes_ratios() -> None:
+    ratios = ["model.optim.sched.warmup_ratio=0.25", "model.optim.sched.constant_ratio=0.5"]
+    made = plan("trainer.dpo.max_epochs=2", *ratios).schedule
+    assert (made.max_steps, made.warmup_steps, made.constant_steps) == (32, 8, 16)
+    assert plan("model.optim.sched.max_steps=500").schedule.max_steps == 500
+    assert plan("model.optim.sched.name=NoamAnnealing").schedule.d_model == MODEL.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("given_precision", "machine", "precision"),
+    [(None, CPU, "32"), (None, GPU, "bf16"), ("32", GPU, "32"), ("bf16", CPU, "bf16"), ("bf16-mixed", CPU, "bf16")],
+)
+def test_precision(given_precision: str | None, machine: Machine, precision: str) -> None:
+    overrides = [] if given_precision is None else [f"trainer.precision={given_precision}"]
+    assert plan(*overrides, machine=machine).precision == precision
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "positions", "expected"),
+    [(None, 2048, 2048), (None, 131072, 4096), (None, None, 4096), (512, 2048, 512), (2048, 2048, 2048), (9999, None, 9999)],
+)
+def test_sequence_length(asked: int | None, positions: int | None, expected: int) -> None:
+    made = config() if asked is None else config(f"model.data.seq_length={asked}")
+    assert sequence_length(made, replace(MODEL, max_positions=positions)) == expected
+
+
+def test_a_length_beyond_the_models_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"seq_length=2049 is more than the 2048 positions of llama\. Set it to 2048"):
+        plan("model.data.seq_length=2049")
+
+
+def test_rotary_positions_that_vary_bound_the_length() -> None:
+    varying = replace(MODEL, max_positions=131072, varying_rope=("longrope", 1024))
+    assert sequence_length(config(), varying) == 1024
+    assert sequence_length(config("model.data.seq_length=1024"), varying) == 1024
+    with pytest.raises(ConfigError, match=r"seq_length=1025: beyond 1024 tokens the longrope .*Set it to 1024 or less"):
+        sequence_length(config("model.data.seq_length=1025"), varying)
+    assert sequence_length(config(), replace(varying, varying_rope=("longrope", 8192))) == 4096
+
+
+# --- micro-batches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "machine", "expected"),
+    [
+        (["model.data.seq_length=512"], CPU, 1024),  # what NeMo's padded pair holds
+        (["model.data.seq_length=512", "model.micro_batch_size=2"], CPU, 2048),
+        (["model.data.seq_length=512", "model.micro_batch_size=8"], CPU, 2048),  # more gains nothing on a CPU
+        (["model.data.seq_length=512", "model.micro_batch_size=8"], GPU, 8192),
+        (["model.data.tokens_per_micro_batch=77"], CPU, 77),
+        (["model.data.packing=false"], CPU, None),
+    ],
+)
+def test_token_budget(overrides: list[str], machine: Machine, expected: int | None) -> None:
+    assert plan(*overrides, machine=machine).tokens_per_micro_batch == expected
+
+
+def test_the_derived_budget_fits_into_memory() -> None:
+    """Weights, gradients and two moments are 16 MB; each token keeps (900 + 100 + 1200)·10·4 bytes, and 4000 logits."""
+    made = plan(machine=Machine("cpu", 100 * 10**6))
+    assert made.tokens_per_micro_batch == int((0.9 * 100e6 - 16e6) / (88_000 + 4_000))
+    assert made.memory.total < 100e6
+
+
+def test_where_nothing_fits_the_longest_pair_is_tried() -> None:
+    assert plan(machine=Machine("cpu", 10**6)).tokens_per_micro_batch == TRAIN.longest_pair
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(5, 2), (8, 3), (2, 4), (1, 9), (64, 5), (40, 7), (9, 6), (31, 30)])
+def test_a_padded_batch_that_does_not_divide_is_refused_with_three_ways_out(batch: int, micro: int) -> None:
+    padded = ["model.data.packing=false", f"model.global_batch_size={batch}", f"model.micro_batch_size={micro}"]
+    with pytest.raises(ConfigError, match="is not a multiple of") as caught:
+        plan(*padded)
+    ways_out = re.findall(r"model\.\S+=\w+(?=, or|$)", str(caught.value))
+    assert len(ways_out) == 3
+    for way_out in ways_out:
+        plan(*padded, way_out)
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(6, 2), (8, 8), (5, 1)])
+def test_a_padded_batch_that_divides(batch: int, micro: int) -> None:
+    plan("model.data.packing=false", f"model.global_batch_size={batch}", f"model.micro_batch_size={micro}")
+
+
+def test_a_budget_needs_packing() -> None:
+    with pytest.raises(ConfigError, match=r"tokens_per_micro_batch needs model\.data\.packing=true"):
+        plan("model.data.packing=false", "model.data.tokens_per_micro_batch=64")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_by_hand() -> None:
+    made = memory_of(config(), MODEL, "32", budget=1000, longest_pair=900)
+    assert (made.weights, made.gradients, made.optimizer) == (4_000_000, 4_000_000, 8_000_000)
+    assert made.activations == 1000 * 10 * (9 * 100 + 2 * 50 + 4 * 300) * 4
+    assert made.head == 1000 * 1000 * 4
+    assert made.total == 16_000_000 + made.activations + made.head
+
+
+def test_memory_in_bfloat16_counts_float32_masters() -> None:
+    made = memory_of(config(), MODEL, "bf16", budget=1000, longest_pair=900)
+    assert (made.weights, made.gradients, made.optimizer) == (2_000_000, 4_000_000, 12_000_000)
+
+
+def test_memory_follows_what_decides_it() -> None:
+    base = memory_of(config(), MODEL, "32", budget=1000, longest_pair=900)
+    checkpointed = config("model.activations_checkpoint_granularity=full")
+    assert memory_of(checkpointed, MODEL, "32", 1000, 900).activations < base.activations / 5
+    assert memory_of(config(), MODEL, "32", 2000, 900).activations == 2 * base.activations
+    assert memory_of(config(), MODEL, "32", 500, 1000) == base, "a pair longer than the budget goes alone"
+    huge = memory_of(config(), replace(MODEL, vocabulary_size=256_000), "32", 100_000, 900)
+    assert huge.head < 10**9, "the head works in chunks"
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def told(*overrides: str, **facts: object) -> list[str]:
+    made = config(*overrides)
+    machine = facts.pop("machine", CPU)
+    assert isinstance(machine, Machine)
+    return list(remarks(make_plan(made, MODEL, replace(TRAIN, **facts), VALIDATION, machine), made))
+
+
+TUTORIAL = ["model.global_batch_size=256", "model.optim.sched.constant_steps=0"]
+"""A run that follows its advice."""
+
+
+def test_nothing_is_remarked_on_a_run_by_the_tutorial() -> None:
+    assert told(*TUTORIAL) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remark"),
+    [
+        (["model.optim.sched.constant_steps=1000", "model.optim.sched.warmup_steps=1"], "falls from 9e-06 to 9e-07 right after warm-up"),
+        (["model.optim.sched.constant_steps=1000"], "the first update has learning rate 0"),
+        (["model.global_batch_size=64"], "the tutorial found 256 or 512 best"),
+        (["model.global_batch_size=1024"], "the tutorial found 256 or 512 best"),
+        (["trainer.dpo.max_epochs=4"], "the tutorial saw no gain beyond 3"),
+        (["model.dpo.ref_policy_kl_penalty=0.05"], "the tutorial used 0.1 to 1.0"),
+        (["model.dpo.ref_policy_kl_penalty=3"], "the tutorial used 0.1 to 1.0"),
+        (["model.optim.sched.min_lr=1e-6"], "the tutorial saw the best results with 9e-7 and 5e-7"),
+        (["model.dpo.preference_loss=ipo"], "ipo here sums log-probabilities"),
+        (["model.optim.lr=0.01"], "far beyond what fine-tuning survives"),
+        (["model.global_batch_size=512", "trainer.dpo.limit_train_batches=1"], None),
+        (["model.dpo.preference_loss=ipo", "model.dpo.preference_average_log_probs=true"], None),
+        (["model.dpo.ref_policy_kl_penalty=0.1", "trainer.dpo.max_epochs=3"], None),
+    ],
+)  # fmt: skip
+def test_remarks(overrides: list[str], remark: str | None) -> None:
+    found = told(*TUTORIAL, *overrides)
+    if remark is None:
+        assert found == []
+    else:
+        assert len([line for line in found if remark in line]) == 1
+
+
+def test_remarks_on_the_data_and_the_machine() -> None:
+    assert any("less than one global batch of 256" in line for line in told(*TUTORIAL, rows=100))
+    short = told(*TUTORIAL, machine=Machine("cpu", 10**6))
+    assert any("GB are needed" in line and "activations_checkpoint_granularity=full" in line for line in short)
+
+
+def test_every_value_is_marked_with_where_it_comes_from() -> None:
+    composed = compose(None, ["trainer.dpo.max_epochs=2", "model.data.seq_length=512"], environ={})
+    made = make_plan(composed.config, MODEL, TRAIN, VALIDATION, CPU)
+    rows = {name: (value, mark) for name, value, mark in describe(made, composed.config, composed.origin)}
+    assert rows["trainer.dpo.max_epochs"] == ("2", "given")
+    assert rows["model.global_batch_size"] == ("64", "default")
+    assert rows["model.data.seq_length"] == ("512", "given")
+    assert rows["optimizer steps"] == ("32", "derived")
+    assert rows["model.data.tokens_per_micro_batch"] == ("1024", "derived")
+    assert rows["trainer.precision"] == ("32", "derived")
+    assert rows["validation"] == ("2 batches every 1 steps and after the last", "derived")
+    assert {mark for _, mark in rows.values()} <= {"default", "given", "environment", "derived"}
+
+
+def test_the_curve_shows_the_ends_and_the_bend() -> None:
+    made = plan("trainer.dpo.max_epochs=10", "model.optim.sched.constant_steps=0")
+    steps = dict(curve(made))
+    assert list(steps) == sorted(steps)
+    assert {1, 11, 12, 160} <= steps.keys()
+    assert steps[11] == max(steps.values()) == 9e-6
+    assert all(rate == made.schedule.lr_at(step - 1) for step, rate in steps.items())
+
+
+def test_the_curve_of_one_step() -> None:
+    assert curve(plan("trainer.dpo.max_steps=1", "model.optim.sched.constant_steps=0")) == [(1, pytest.approx(9e-6 / 11))]
