@@ -89,6 +89,10 @@ class RunPlan:
             return False
         return step % self.val_interval == 0 or step == self.total_steps
 
+    def moved_by(self, step: int) -> bool:
+        """True when one of the first `step` updates had a rate above 0: until then the policy is the reference."""
+        return any(self.schedule.lr_at(earlier) > 0 for earlier in range(step))
+
 
 def sequence_length(config: DpoConfig, model: ModelFacts) -> int:
     """`model.data.seq_length`, or the model's own limit up to 4096.

@@ -95,9 +95,12 @@ def test_the_model_loads_with_transformers_and_generates(finished: RunResult, se
     tokenizer = AutoTokenizer.from_pretrained(finished.model)
     turns = [{"role": "user", "content": "which year was it"}]
     inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    assert inputs["input_ids"].tolist() == AutoTokenizer.from_pretrained(setup.model).apply_chat_template(
-        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )["input_ids"].tolist()
+    assert (
+        inputs["input_ids"].tolist()
+        == AutoTokenizer.from_pretrained(setup.model)
+        .apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+        .tolist()
+    )
     out = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert out.shape[1] == inputs["input_ids"].shape[1] + 4
     assert model.config._attn_implementation == "sdpa"
@@ -141,6 +144,7 @@ def test_the_configuration_makes_the_same_run(finished: RunResult, tmp_path: Pat
 
 
 # --- what a run reuses ------------------------------------------------------------------------------------------------
+
 
 def run_on(setup: Setup, tmp_path: Path, prefix: str, *overrides: str) -> RunResult:
     data = [*setup.overrides, f"model.data.data_prefix={prefix}", *overrides]
@@ -252,7 +256,10 @@ def test_run_and_plan_tell_of_the_data_and_of_keys_that_do_nothing(setup: Setup,
     composed = setup.composed(tmp_path / "run", "model.mcore_gpt=true", "trainer.dpo.save_interval=5")
     said: list[str] = []
     dpolish.train(composed, say=said.append, sinks=lambda _: ())
-    for lines in (said, dpolish.plan(setup.composed(tmp_path / "other", "model.mcore_gpt=true", "trainer.dpo.save_interval=5"))):
+    for lines in (
+        said,
+        dpolish.plan(setup.composed(tmp_path / "other", "model.mcore_gpt=true", "trainer.dpo.save_interval=5")),
+    ):
         assert f"train: {setup.train}: read as native, 11 rows" in lines
         assert "train: kept 11 rows of 11, dropped 0" in lines
         assert f"validation: {setup.validation}: read as native, 5 rows" in lines
@@ -312,7 +319,7 @@ def test_without_validation(setup: Setup, tmp_path: Path) -> None:
 
 
 def test_tied_embeddings_and_dropout_in_the_configuration(setup: Setup, tmp_path: Path) -> None:
-    """Dropout is off while training, and in the saved configuration it is as it came; the tied head is not written twice."""
+    """Dropout is off while training, and saved as it came; the tied head is not written twice."""
     folder = tiny.save_model(tmp_path / "model", tie_word_embeddings=True, attention_dropout=0.3)
     result = replace(setup, model=folder).run(tmp_path / "run")
     assert "lm_head.weight" not in tiny.weights(result.model)

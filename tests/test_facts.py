@@ -130,7 +130,9 @@ def test_the_text_part_of_a_larger_model(folder: Path) -> None:
 
 def test_parameters_of_all_shards(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    safetensors(folder / "model-00002-of-00002.safetensors", {"c": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, 4)
+    safetensors(
+        folder / "model-00002-of-00002.safetensors", {"c": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, 4
+    )
     assert read_model_facts(folder).num_parameters == 18
 
 
@@ -180,7 +182,9 @@ def test_a_configuration_that_says_too_little(folder: Path, content: str | None,
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"])
 def test_pickled_weights_are_named_and_not_opened(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
-    with pytest.raises(ModelError, match=rf"only pickled weights \({name}\), which are never opened; save the model as"):
+    with pytest.raises(
+        ModelError, match=rf"only pickled weights \({name}\), which are never opened; save the model as"
+    ):
         read_model_facts(folder)
 
 
@@ -212,7 +216,9 @@ def test_a_file_cut_short_within_its_header(folder: Path, length: int) -> None:
 def test_a_file_cut_short_within_its_data(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"model\.safetensors: b lies outside the file; it was cut short or is damaged"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: b lies outside the file; it was cut short or is damaged"
+    ):
         tensor_headers(file)
 
 
@@ -259,5 +265,7 @@ def test_memory_of_this_machine() -> None:
 
 
 def test_loads_without_torch() -> None:
-    code = "import dpolish.facts, dpolish.plan, sys; raise SystemExit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import dpolish.facts, dpolish.plan, sys; raise SystemExit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

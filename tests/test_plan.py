@@ -120,7 +120,14 @@ def test_precision(given_precision: str | None, machine: Machine, precision: str
 
 @pytest.mark.parametrize(
     ("asked", "positions", "expected"),
-    [(None, 2048, 2048), (None, 131072, 4096), (None, None, 4096), (512, 2048, 512), (2048, 2048, 2048), (9999, None, 9999)],
+    [
+        (None, 2048, 2048),
+        (None, 131072, 4096),
+        (None, None, 4096),
+        (512, 2048, 512),
+        (2048, 2048, 2048),
+        (9999, None, 9999),
+    ],
 )
 def test_sequence_length(asked: int | None, positions: int | None, expected: int) -> None:
     made = config() if asked is None else config(f"model.data.seq_length={asked}")
@@ -238,21 +245,31 @@ def test_nothing_is_remarked_on_a_run_by_the_tutorial() -> None:
 @pytest.mark.parametrize(
     ("overrides", "remark"),
     [
-        (["model.optim.sched.constant_steps=1000", "model.optim.sched.warmup_steps=1"], "falls from 9e-06 to 9e-07 right after warm-up"),
-        (["model.optim.sched.constant_steps=1000"], "the first update has learning rate 0"),
+        ("sched.constant_steps=1000 sched.warmup_steps=1", "falls from 9e-06 to 9e-07 right after warm-up"),
+        ("sched.constant_steps=1000", "the first update has learning rate 0"),
+        ("sched.min_lr=1e-6", "the tutorial saw the best results with 9e-7 and 5e-7"),
+        ("lr=0.01", "far beyond what fine-tuning survives"),
+    ],
+)
+def test_remarks_on_the_learning_rate(overrides: str, remark: str) -> None:
+    found = told(*TUTORIAL, *(f"model.optim.{override}" for override in overrides.split()))
+    assert len([line for line in found if remark in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remark"),
+    [
         (["model.global_batch_size=64"], "the tutorial found 256 or 512 best"),
         (["model.global_batch_size=1024"], "the tutorial found 256 or 512 best"),
         (["trainer.dpo.max_epochs=4"], "the tutorial saw no gain beyond 3"),
         (["model.dpo.ref_policy_kl_penalty=0.05"], "the tutorial used 0.1 to 1.0"),
         (["model.dpo.ref_policy_kl_penalty=3"], "the tutorial used 0.1 to 1.0"),
-        (["model.optim.sched.min_lr=1e-6"], "the tutorial saw the best results with 9e-7 and 5e-7"),
         (["model.dpo.preference_loss=ipo"], "ipo here sums log-probabilities"),
-        (["model.optim.lr=0.01"], "far beyond what fine-tuning survives"),
         (["model.global_batch_size=512", "trainer.dpo.limit_train_batches=1"], None),
         (["model.dpo.preference_loss=ipo", "model.dpo.preference_average_log_probs=true"], None),
         (["model.dpo.ref_policy_kl_penalty=0.1", "trainer.dpo.max_epochs=3"], None),
     ],
-)  # fmt: skip
+)
 def test_remarks(overrides: list[str], remark: str | None) -> None:
     found = told(*TUTORIAL, *overrides)
     if remark is None:
@@ -291,4 +308,6 @@ def test_the_curve_shows_the_ends_and_the_bend() -> None:
 
 
 def test_the_curve_of_one_step() -> None:
-    assert curve(plan("trainer.dpo.max_steps=1", "model.optim.sched.constant_steps=0")) == [(1, pytest.approx(9e-6 / 11))]
+    assert curve(plan("trainer.dpo.max_steps=1", "model.optim.sched.constant_steps=0")) == [
+        (1, pytest.approx(9e-6 / 11))
+    ]

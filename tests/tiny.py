@@ -18,13 +18,13 @@ from tests.data.small_tokenizers import byte_level
 
 Row = Mapping[str, object]
 
-WORDS = "which year was the painter famous signed refuse answer helpful it in 1215 question please name of a".split()
+WORDS = ("which", "year", "was", "the", "painter", "famous", "signed", "refuse", "answer", "helpful", "1215", "of", "a")
 LONGEST = 128
 """Positions of the model."""
 
 
 def save_model(folder: Path, **fields: object) -> Path:
-    """A two-layer Llama of 20,000 weights, large enough for attention to matter, and its byte-level tokenizer with ChatML."""
+    """A two-layer Llama whose weights are large enough for attention to matter, and a byte-level tokenizer with ChatML."""
     tokenizer = byte_level()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": LONGEST}

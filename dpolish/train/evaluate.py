@@ -5,17 +5,20 @@ import torch
 from dpolish.model.logprobs import attending, completion_logprobs
 from dpolish.tensors import StepMetrics
 from dpolish.train.state import Run
+from dpolish.train.step import at_reference
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> StepMetrics:
-    """Metric sums over the validation rows (the first `limit_val_batches` global batches of them)."""
+def evaluate(run: Run, step: int) -> StepMetrics:
+    """Metric sums after `step` steps over the validation rows (the first `limit_val_batches` global batches)."""
     assert run.validation is not None
     metrics = StepMetrics.zero()
     run.policy.model.train(False)
     for group in run.validation.validation_groups(run.plan.validation_batches):
         for batch in (batch.to(run.policy.device) for batch in group.batches):
             with attending(run.policy, batch):
-                _, values = run.objective(completion_logprobs(run.policy, batch), batch)
+                logprobs = completion_logprobs(run.policy, batch)
+                seen = batch if run.plan.moved_by(step) else at_reference(logprobs, batch)
+                _, values = run.objective(logprobs, seen)
             metrics += StepMetrics.of(values)
     return metrics

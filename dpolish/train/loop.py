@@ -26,7 +26,7 @@ def train(run: Run, state: TrainState | None = None) -> TrainState:
         run.emit(StepRecord(state.step, "train", record))
         if plan.evaluates_at(state.step):
             start = time.perf_counter()
-            record = run.summarise(evaluate(run))
+            record = run.summarise(evaluate(run, state.step))
             seconds = {"validation_step_time": time.perf_counter() - start}
             run.emit(StepRecord(state.step, "val", {**record, **seconds, **progress}))
     return state

@@ -1,5 +1,7 @@
 """One optimizer step."""
 
+from dataclasses import replace
+
 import torch
 
 from dpolish.data.loader import BatchGroup
@@ -16,15 +18,15 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
     """Metric sums and gradient norm of one optimizer step on a global batch: the loss is the mean over its pairs.
 
     `step` is 0-based. Raises RunError, before any weight changes, when the gradient is not finite or the reference does
-    not match the policy at step 0.
+    not match the policy before the first update.
     """
     metrics = StepMetrics.zero()
     run.policy.model.train()
     for batch in (batch.to(run.policy.device) for batch in group.batches):
         with attending(run.policy, batch):
             logprobs = completion_logprobs(run.policy, batch)
-            if step == 0:
-                require_reference(logprobs, batch)
+            if not run.plan.moved_by(step):
+                batch = at_reference(logprobs, batch)
             losses, values = run.objective(logprobs, batch)
             (losses.sum() / group.weight).backward()  # type: ignore[no-untyped-call]
         metrics += StepMetrics.of(values)
@@ -36,6 +38,16 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
         raise RunError(f"step {step + 1}: {error}\n  Rows of this batch: {rows}{more}") from error
     run.optimizer.zero_grad()
     return metrics, grad_norm
+
+
+def at_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> PackedBatch:
+    """The batch with the policy's own log-probabilities as its reference: until a weight moves they are one model.
+
+    So every reward is 0 and every pair a tie, instead of what the rounding of another packing makes of them. Raises
+    RunError when the reference that was scored differs by more than rounding.
+    """
+    require_reference(logprobs, batch)
+    return replace(batch, reference=logprobs.sums.detach())
 
 
 def require_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> None:

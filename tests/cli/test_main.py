@@ -60,7 +60,9 @@ def test_help_has_an_example(command: Command, arguments: list[str]) -> None:
     assert ended.err == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["dpo", "--help"], ["--version"], ["dpo", "--cfg", "job"], ["dpo", "x=1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["dpo", "--help"], ["--version"], ["dpo", "--cfg", "job"], ["dpo", "x=1"]]
+)
 def test_what_needs_no_model_loads_neither_torch_nor_transformers(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -116,7 +118,10 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "typo behind +": (["+model.dpo.ref_policy_kl_penaly=1"], ["Did you mean 'model.dpo.ref_policy_kl_penalty'?"]),
     "typo behind ++": (["++trainer.dpo.max_epoch=1"], ["Did you mean 'trainer.dpo.max_epochs'?"]),
     "typo in a name": (["model.dpo.preference_loss=dop"], ["unknown value 'dop'", "Did you mean 'dpo'?"]),
-    "several faults": (["model.sede=1", "model.micro_batch_size=0"], ["2 problems:", "model.sede", "must be 1 or more"]),
+    "several faults": (
+        ["model.sede=1", "model.micro_batch_size=0"],
+        ["2 problems:", "model.sede", "must be 1 or more"],
+    ),
     "batch that does not divide": (
         ["model.data.packing=false", "model.global_batch_size=5", "model.micro_batch_size=2"],
         ["model.global_batch_size=5 is not a multiple of model.micro_batch_size=2", "model.data.packing=true"],
@@ -131,12 +136,12 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["model.data.seq_length=33", "model.data.on_overlong=error"],
         ["train.jsonl:10: 34 tokens of prompt and longer answer, over model.data.seq_length=33"],
     ),
-    "rate below its floor": (["model.optim.sched.min_lr=1.0"], ["model.optim.lr: 0.002 is below model.optim.sched.min_lr 1"]),
+    "rate below its floor": (["model.optim.sched.min_lr=1.0"], ["0.002 is below model.optim.sched.min_lr 1"]),
     "two devices": (["trainer.devices=2"], ["trainer.devices", "not in this version"]),
     "two nodes": (["trainer.num_nodes=2"], ["trainer.num_nodes", "not in this version"]),
     "tensor parallelism": (["model.tensor_model_parallel_size=2"], ["not in this version: set it to 1"]),
     "lora": (["model.peft.peft_scheme=lora"], ["lora is not in this version", "set peft_scheme=none"]),
-    "time limit": (["exp_manager.max_time_per_run=00:01:00:00"], ["exp_manager.max_time_per_run", "not in this version"]),
+    "time limit": (["exp_manager.max_time_per_run=00:01:00:00"], ["max_time_per_run", "not in this version"]),
     "resuming": (["exp_manager.resume_from_checkpoint=/x"], ["resuming is not in this version"]),
     "nemo at the end": (
         ["exp_manager.checkpoint_callback_params.save_nemo_on_train_end=true"],
@@ -183,7 +188,10 @@ def test_nothing_given(command: Command, tmp_path: Path, monkeypatch: pytest.Mon
 
 MISSING = {
     "model": (["--model", "{tmp}/modle"], ["{tmp}/modle: no such folder. Did you mean 'model'?"]),
-    "hub id": (["--model", "nobody/nothing"], ["nobody/nothing: no folder of this name, and the hub gives no such model"]),
+    "hub id": (
+        ["--model", "nobody/nothing"],
+        ["nobody/nothing: no folder of this name, and the hub gives no such model"],
+    ),
     "nemo archive": (["--model", "{tmp}/gpt.nemo"], ["reading .nemo is not in this version: convert '{tmp}/gpt.nemo'"]),
     "train": (["--train", "{tmp}/no.jsonl"], ["{tmp}/no.jsonl"]),
     "validation": (["--validation", "{tmp}/no.jsonl"], ["{tmp}/no.jsonl"]),

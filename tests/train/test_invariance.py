@@ -45,7 +45,9 @@ def base(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(directory: Path, split: str) -> list[dict[str, float]]:
-    return [{name: value for name, value in record.items() if name not in PACE} for record in tiny.metrics(directory, split)]
+    return [
+        {name: value for name, value in record.items() if name not in PACE} for record in tiny.metrics(directory, split)
+    ]
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -79,7 +81,25 @@ def test_validation_is_the_mean_over_all_rows_whatever_the_batch(setup: Setup, t
         assert record["logps_chosen_mean"] == pytest.approx(found[5]["logps_chosen_mean"], rel=1e-6)
         assert record["logps_rejected_mean"] == pytest.approx(found[5]["logps_rejected_mean"], rel=1e-6)
     limited = setup.run(tmp_path / "limited", *still, "model.global_batch_size=2", "trainer.dpo.limit_val_batches=1")
-    assert values(limited.directory, "val")[0]["logps_chosen_mean"] != pytest.approx(found[5]["logps_chosen_mean"], rel=1e-2)
+    assert values(limited.directory, "val")[0]["logps_chosen_mean"] != pytest.approx(
+        found[5]["logps_chosen_mean"], rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("name", ["padded, two pairs", "packed, not shared", "packed, all at once", "dense attention"])
+def test_until_a_weight_moves_every_reward_is_zero_and_no_pair_is_won(setup: Setup, tmp_path: Path, name: str) -> None:
+    """To the last bit, although what was scored under another layout differs by rounding."""
+    setup.run(tmp_path / "first", PADDED, NOT_SHARED, "model.micro_batch_size=1")
+    still = ["model.optim.sched.constant_steps=2", "trainer.dpo.val_check_interval=1"]  # the first update has rate 0
+    directory = setup.run(tmp_path / "run", *SAME[name], *still).directory
+    train, val = values(directory, "train"), values(directory, "val")
+    for record in (train[0], train[1], val[0]):
+        assert {record[f"rewards_{kind}"] for kind in ("chosen_mean", "rejected_mean", "all_std", "margin_mean")} == {
+            0.0
+        }
+        assert record["acc"] == 0.0
+    for record in (train[2], val[1]):
+        assert record["rewards_all_std"] > 1e-3
 
 
 @pytest.fixture
@@ -177,6 +197,11 @@ def test_records_reach_the_sinks_as_they_are_made_and_sinks_are_closed(setup: Se
     kept = Kept()
     with pytest.raises(KeyboardInterrupt):
         dpolish.train(setup.composed(tmp_path / "run"), say=lambda _: None, sinks=lambda _: [kept])
-    assert [(record.step, record.split) for record in kept.records] == [(1, "train"), (2, "train"), (2, "val"), (3, "train")]
+    assert [(record.step, record.split) for record in kept.records] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "val"),
+        (3, "train"),
+    ]
     assert kept.closed == 1
     assert [record["step"] for record in tiny.metrics(tmp_path / "run")] == [1, 2, 3]

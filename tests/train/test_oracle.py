@@ -1,7 +1,7 @@
 """Five optimizer steps against the same computed another way: plain transformers on separate rows, in float64.
 
-Nothing of dpolish is used below but `train` itself: tokens, order of rows, log-probabilities, losses, schedule, parameter
-groups, clipping and metrics are written out here from the papers' and NeMo's formulas.
+Nothing of dpolish is used below but `train` itself: tokens, order of rows, log-probabilities, losses, schedule,
+parameter groups, clipping and metrics are written out here from the papers' and NeMo's formulas.
 """
 
 import json
@@ -85,7 +85,9 @@ class Answer:
     scored: Tensor
 
 
-def read(path: Path, tokenizer: Callable[[str], Mapping[str, list[int]]], end: int, case: Case) -> list[dict[str, object]]:
+def read(
+    path: Path, tokenizer: Callable[[str], Mapping[str, list[int]]], end: int, case: Case
+) -> list[dict[str, object]]:
     pairs = []
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         pair: dict[str, object] = {"gap": row.get("chosen_reward", 1.0) - row.get("rejected_reward", 0.0)}
@@ -137,7 +139,9 @@ def learning_rate(case: Case, step: int) -> float:
     return MIN_LR + (LR - MIN_LR) * (1 + math.cos(math.pi * (step - case.warmup) / decay)) / 2
 
 
-def batch_metrics(case: Case, model: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[dict]) -> dict[str, Tensor]:
+def batch_metrics(
+    case: Case, model: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[dict]
+) -> dict[str, Tensor]:
     """Every metric of a batch of pairs; `loss` has a gradient."""
     losses, preferences, likelihoods, rewards, logps = [], [], [], [], []
     for pair in pairs:
@@ -179,7 +183,9 @@ def recomputed(setup: Setup, case: Case) -> tuple[list[tuple[int, str, dict[str,
     """(step, split, metrics) of every record, and the trained weights."""
     records: list[tuple[int, str, dict[str, float]]] = []
     tokenizer = AutoTokenizer.from_pretrained(setup.model)
-    train, validation = (read(path, tokenizer, tokenizer.eos_token_id, case) for path in (setup.train, setup.validation))
+    train, validation = (
+        read(path, tokenizer, tokenizer.eos_token_id, case) for path in (setup.train, setup.validation)
+    )
     model, reference = (
         AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float64, attn_implementation="eager").eval()
         for _ in range(2)
@@ -199,7 +205,10 @@ def recomputed(setup: Setup, case: Case) -> tuple[list[tuple[int, str, dict[str,
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(case, step)
         optimizer.step()
-        progress = {"epoch": step // STEPS_PER_EPOCH + 1, "consumed_samples": sum(len(rows_of(i)) for i in range(step + 1))}
+        progress = {
+            "epoch": step // STEPS_PER_EPOCH + 1,
+            "consumed_samples": sum(len(rows_of(i)) for i in range(step + 1)),
+        }
         pace = {"grad_norm": norm, "lr": learning_rate(case, step)}
         records.append((step + 1, "train", numbers({**found, **pace, **progress})))
         if (step + 1) % 2 == 0 or step + 1 == STEPS:

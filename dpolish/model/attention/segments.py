@@ -1,12 +1,10 @@
-"""The CPU's flash kernels on spans, without a mask over the whole row.
+"""The CPU's flash kernels on contiguous pieces of a span, without a mask over the whole row.
 
-    long spans    a call for `[prompt | first branch]`, causal; one for each further branch against `[prompt | branch]`
-    short spans   batches of similar length, each span whole and masked: a call for many instead of several for each
-
-A call costs microseconds whatever its size, and a layer of short spans would make hundreds of them.
+One call for `[prompt | first branch]`, causal; one for each further branch against `[prompt | branch]`, with a mask
+that is the corner of a larger one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +14,6 @@ from torch.autograd.function import FunctionCtx
 from dpolish.model.attention.dense import dense
 from dpolish.model.attention.geometry import Geometry, Spec, binds, visible
 from dpolish.tensors import Layout, Span
-
-SHORT = 128
-"""Places up to which a span is attended to as a whole, its hidden keys masked."""
-MOST_PADDING = 1.25
-"""Places of a batch of short spans over those that hold tokens."""
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -41,73 +34,7 @@ class Piece:
     """Additive (queries, keys) in the queries' dtype; None is plain causal, the keys being the queries' places."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One kernel call: N whole spans of a single row, each padded to L places."""
-
-    gather: Tensor
-    """int64 (N·L,): the place of each token; padding repeats a span's last one."""
-    size: tuple[int, int]
-    """(N, L)."""
-    real: Tensor
-    """int64 (R,): which of the N·L are no padding."""
-    padding: Tensor
-    """int64 (N·L - R,): which are."""
-    mask: Tensor
-    """Additive (N, 1, L, L) in the queries' dtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """All kernel calls of a layer."""
-
-    pieces: tuple[Piece, ...]
-    batches: tuple[Batch, ...]
-
-
-def calls_of(layout: Layout, window: int | None, dtype: torch.dtype) -> Calls:
-    """The calls that cover a layout; short spans are batched where there is one row."""
-    short = [span for span in layout.spans if layout.rows == 1 and span.length <= SHORT]
-    long = tuple(span for span in layout.spans if layout.rows > 1 or span.length > SHORT)
-    batches = tuple(_batch(spans, window, dtype) for spans in _alike(short))
-    return Calls(_pieces(Layout(layout.rows, layout.width, long), window, dtype), batches)
-
-
-def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """The spans in groups of similar length."""
-    group: list[Span] = []
-    held = 0
-    for span in sorted(spans, key=lambda span: (span.length, span.start)):
-        if group and span.length * (len(group) + 1) > MOST_PADDING * (held + span.length):
-            yield group
-            group, held = [], 0
-        group.append(span)
-        held += span.length
-    if group:
-        yield group
-
-
-def _batch(spans: Sequence[Span], window: int | None, dtype: torch.dtype) -> Batch:
-    longest = spans[-1].length
-    order = torch.arange(longest)
-    lengths = torch.tensor([span.length for span in spans])[:, None]
-    starts = torch.tensor([span.start for span in spans])[:, None]
-    held = order < lengths
-    mask = torch.full((len(spans), 1, longest, longest), float("-inf"), dtype=dtype)
-    mask[:, :, :, 0] = 0.0  # padding sees something too, or its softmax would be NaN
-    for row, span in zip(mask, spans, strict=True):
-        seen = visible(span, window, torch.device("cpu"))
-        row[0, : span.length, : span.length] = torch.where(seen, 0.0, float("-inf"))
-    return Batch(
-        gather=(starts + torch.minimum(order, lengths - 1)).flatten(),
-        size=(len(spans), longest),
-        real=held.flatten().nonzero()[:, 0],
-        padding=(~held).flatten().nonzero()[:, 0],
-        mask=mask,
-    )
-
-
-def _pieces(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
+def pieces_of(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
     """The calls that cover a layout: `[prompt | first branch]` causal, further branches against `[prompt | branch]`.
 
     Where a window binds, chunks of queries against the span up to them, masked.
@@ -151,40 +78,36 @@ def _windowed(span: Span, row: int, start: int, window: int | None, dtype: torch
 
 
 class _SegmentAttention(torch.autograd.Function):
-    """All calls of a layer as one node: gradients are added in place instead of being scattered call by call."""
+    """All pieces of a layer as one node: gradients are added in place instead of being scattered piece by piece."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, calls: Calls, scale: float) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], scale: float
+    ) -> Tensor:
         """(B, W, H, d)."""
         out = query.new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
         sums: list[Tensor] = []
-        for piece in calls.pieces:
+        for piece in pieces:
             q, k, v = _queries(query, piece), _keys(key, piece), _keys(value, piece)
             part, logsumexp = _FLASH(q, k, v, 0.0, piece.mask is None, attn_mask=piece.mask, scale=scale)
             _queries(out, piece).copy_(part)
             sums.append(logsumexp)
-        for batch in calls.batches:
-            q, k, v = (_gather(side, batch) for side in (query, key, value))
-            part, logsumexp = _FLASH(q, k, v, 0.0, False, attn_mask=batch.mask, scale=scale)
-            _scatter(part, batch, out)
-            sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
-        ctx.calls, ctx.scale = calls, scale  # type: ignore[attr-defined]
+        ctx.pieces, ctx.scale = pieces, scale  # type: ignore[attr-defined]
         return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value."""
         query, key, value, out, *sums = ctx.saved_tensors  # type: ignore[attr-defined]
-        calls, scale = ctx.calls, ctx.scale  # type: ignore[attr-defined]
+        pieces, scale = ctx.pieces, ctx.scale  # type: ignore[attr-defined]
         grad_out = grads[0].transpose(1, 2)
         dq, dk, dv = (side.new_zeros(side.transpose(1, 2).shape).transpose(1, 2) for side in (query, key, value))
-        logsumexps = iter(sums)
-        for piece in calls.pieces:
+        for piece, logsumexp in zip(pieces, sums, strict=True):
             sides = (_queries(query, piece), _keys(key, piece), _keys(value, piece), _queries(out, piece))
             causal, mask = piece.mask is None, piece.mask
             part_q, part_k, part_v = _FLASH_BACKWARD(
-                _queries(grad_out, piece), *sides, next(logsumexps), 0.0, causal, attn_mask=mask, scale=scale
+                _queries(grad_out, piece), *sides, logsumexp, 0.0, causal, attn_mask=mask, scale=scale
             )
             _queries(dq, piece).copy_(part_q)  # each query is in one piece; keys are in several
             at = 0
@@ -192,27 +115,7 @@ class _SegmentAttention(torch.autograd.Function):
                 dk[piece.row].narrow(1, start, number).add_(part_k[0].narrow(1, at, number))
                 dv[piece.row].narrow(1, start, number).add_(part_v[0].narrow(1, at, number))
                 at += number
-        for batch in calls.batches:
-            padded = _gather(grad_out, batch, blank=True)
-            gathered = [_gather(side, batch) for side in (query, key, value, out)]
-            parts = _FLASH_BACKWARD(padded, *gathered, next(logsumexps), 0.0, False, attn_mask=batch.mask, scale=scale)
-            for part, side in zip(parts, (dq, dk, dv), strict=True):
-                _scatter(part, batch, side)
         return dq, dk, dv, None, None
-
-
-def _gather(side: Tensor, batch: Batch, blank: bool = False) -> Tensor:
-    """(N, heads, L, d) of a (1, heads, W, d); padding holds a copy of a span's last place, or zeros if `blank`."""
-    rows = side[0].transpose(0, 1).index_select(0, batch.gather)
-    if blank:
-        rows.index_fill_(0, batch.padding, 0.0)
-    return rows.view(*batch.size, *rows.shape[1:]).transpose(1, 2)
-
-
-def _scatter(part: Tensor, batch: Batch, side: Tensor) -> None:
-    """Write a (N, heads, L, d) to its places in a (1, heads, W, d), padding left out."""
-    rows = part.transpose(1, 2).reshape(-1, part.shape[1], part.shape[3])
-    side[0].transpose(0, 1).index_copy_(0, batch.gather[batch.real], rows.index_select(0, batch.real))
 
 
 def _queries(side: Tensor, piece: Piece) -> Tensor:
@@ -233,6 +136,6 @@ def segments(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec
         return dense(geometry, query, key, value, spec)
     layout = geometry.layout
     window = spec.window if any(binds(spec.window, span) for span in layout.spans) else None
-    calls = geometry.derive((window, query.dtype), lambda: calls_of(layout, window, query.dtype))
-    out: Tensor = _SegmentAttention.apply(query, key, value, calls, spec.scale)  # type: ignore[no-untyped-call]
+    pieces = geometry.derive((window, query.dtype), lambda: pieces_of(layout, window, query.dtype))
+    out: Tensor = _SegmentAttention.apply(query, key, value, pieces, spec.scale)  # type: ignore[no-untyped-call]
     return out
