@@ -24,7 +24,7 @@ LONGEST = 128
 
 
 def save_model(folder: Path, **fields: object) -> Path:
-    """A two-layer Llama whose weights are large enough for attention to matter, and a byte-level tokenizer with ChatML."""
+    """A two-layer Llama, its weights large enough for attention to matter, and a byte-level tokenizer with ChatML."""
     tokenizer = byte_level()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": LONGEST}

@@ -41,7 +41,7 @@ class Composed:
     ignored: tuple[str, ...]
     """`key: reason` of the keys that were given and have no meaning here."""
     without_effect: tuple[str, ...]
-    """`key: reason` of the keys that were given and have no effect in this version."""
+    """`key: reason` of the keys that have no effect in this version and were given another value than their default."""
     forbidden_attention: frozenset[str]
     """Backends that the environment forbids; `auto` must not choose them."""
 
@@ -105,7 +105,11 @@ def compose(
         config=config,
         origin=origin,
         ignored=tuple(f"{key}: {reason_ignored(key)}" for key in draft.ignored),
-        without_effect=tuple(f"{key}: {reason}" for key, reason in _idle_keys() if key in draft.given),
+        without_effect=tuple(
+            f"{key.name}: {key.metadata['idle']}"
+            for key in all_keys().values()
+            if "idle" in key.metadata and key.name in draft.given and plain(values[key.name]) != key.default
+        ),
         forbidden_attention=forbidden,
     )
 
@@ -217,10 +221,6 @@ def _build(section: type, prefix: str, values: Mapping[str, object], draft: Draf
             faults.add(key, error, f"{draft.where(key)}: {fault}")
         return section()
     return built
-
-
-def _idle_keys() -> list[tuple[str, object]]:
-    return [(key.name, key.metadata["idle"]) for key in all_keys().values() if "idle" in key.metadata]
 
 
 class _Dumper(yaml.SafeDumper):

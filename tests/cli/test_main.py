@@ -133,8 +133,8 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "too long": (["model.data.seq_length=129"], ["model.data.seq_length=129 is more than the 128 positions"]),
     "all rows too long": (["model.data.seq_length=3"], ["no row is left to use", "longer than seq_length: 11"]),
     "an over-long row": (
-        ["model.data.seq_length=33", "model.data.on_overlong=error"],
-        ["train.jsonl:10: 34 tokens of prompt and longer answer, over model.data.seq_length=33"],
+        ["model.data.seq_length=16", "model.data.on_overlong=error"],
+        ["train.jsonl:", " tokens of prompt and longer answer, over model.data.seq_length=16"],
     ),
     "rate below its floor": (["model.optim.sched.min_lr=1.0"], ["0.002 is below model.optim.sched.min_lr 1"]),
     "two devices": (["trainer.devices=2"], ["trainer.devices", "not in this version"]),

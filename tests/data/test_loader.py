@@ -47,10 +47,17 @@ def test_weighted_files_give_their_shares_to_the_row(seed: int, files: list[tupl
         assert all(share // size <= drawn[row] <= -(-share // size) for row in range(starts[index], starts[index + 1]))
 
 
-def test_shares_by_hand() -> None:
-    """10 rows by 1:1:1 are 3⅓ each: the first gets the odd one."""
-    rows = order(0, 0, Sources((2, 4, 4), (1.0, 1.0, 1.0))).tolist()
-    assert [sum(low <= row < high for row in rows) for low, high in ((0, 2), (2, 6), (6, 10))] == [4, 3, 3]
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        ((1.0, 1.0, 1.0), [4, 3, 3]),  # 3⅓ each: of equal remainders the first rounds up
+        ((0.12, 0.29, 0.59), [1, 3, 6]),  # 1.2, 2.9 and 5.9: the largest remainders do
+        ((1.0, 100.0, 1.0), [0, 10, 0]),
+    ],
+)
+def test_shares_by_hand(weights: tuple[float, ...], shares: list[int]) -> None:
+    rows = order(0, 0, Sources((2, 4, 4), weights)).tolist()
+    assert [sum(low <= row < high for row in rows) for low, high in ((0, 2), (2, 6), (6, 10))] == shares
 
 
 def loader(count: int, batch: int = 4, packing: Packing | None = None) -> Loader:

@@ -17,7 +17,7 @@ needs_package = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the converted model: converting takes too long to do it in every test."""
     folder = tmp_path_factory.mktemp("cache")
     demo_model(folder)
@@ -58,14 +58,14 @@ def test_what_another_process_converted_meanwhile_stands(monkeypatch: pytest.Mon
 
 
 @needs_package
-def test_second_call_finds_what_the_first_converted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_call_finds_what_the_first_converted(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(demo, "_convert")
-    assert [demo_model(cache)] == list(cache.iterdir())
+    assert [demo_model(converted)] == list(converted.iterdir())
 
 
 @needs_package
-def test_converted_folder_is_a_plain_float32_model_that_answers(cache: Path) -> None:
-    folder = demo_model(cache)
+def test_converted_folder_is_a_plain_float32_model_that_answers(converted: Path) -> None:
+    folder = demo_model(converted)
     assert not hasattr(AutoConfig.from_pretrained(folder), "quantization_config")
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -84,10 +84,10 @@ def test_converted_folder_is_a_plain_float32_model_that_answers(cache: Path) -> 
 
 
 @needs_package
-def test_conversion_keeps_every_weight(cache: Path) -> None:
+def test_conversion_keeps_every_weight(converted: Path) -> None:
     weights = demo._packaged_weights()
     original = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    converted = AutoModelForCausalLM.from_pretrained(demo_model(cache))
+    reloaded = AutoModelForCausalLM.from_pretrained(demo_model(converted))
     tokens = torch.arange(100, 140)[None]
     with torch.no_grad():
-        assert torch.equal(original(tokens).logits, converted(tokens).logits)
+        assert torch.equal(original(tokens).logits, reloaded(tokens).logits)
