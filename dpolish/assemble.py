@@ -28,6 +28,7 @@ from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts, find_model, host_memory, read_model_facts
 from dpolish.losses.objective import PreferenceObjective, preference_metrics
 from dpolish.losses.preference import LOSSES, loss_options
+from dpolish.model.allocator import keep_freed_memory
 from dpolish.model.attention import choose_backend
 from dpolish.model.load import LoadedModel, load_model, load_tokenizer, logit_transform
 from dpolish.model.logprobs import Policy
@@ -178,6 +179,8 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
     """Load, check, score the reference, and put the run together."""
     config, plan = prepared.config, prepared.plan
     make_reproducible(plan.seed, config.trainer.deterministic is True)
+    if prepared.device.type == "cpu":
+        keep_freed_memory()
     dtype = torch.float32 if plan.precision == "32" else torch.bfloat16
     loaded = load_model(str(prepared.model.folder), dtype, prepared.device)
     if loaded.unexpected:
