@@ -51,7 +51,7 @@ def test_the_package_has_nothing_else() -> None:
 def finished(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunResult]:
     """A run with a umask of its own, so that modes can be told apart."""
     before = os.umask(0o027)
-    ignored = ["model.mcore_gpt=true", "exp_manager.resume_if_exists=true"]
+    ignored = ["model.mcore_gpt=true", "exp_manager.resume_if_exists=false"]
     composed = setup.composed(tmp_path_factory.mktemp("api") / "run", *ignored)
     yield dpolish.train(composed, argv=["dpolish", "dpo", "hf_token=x"], say=lambda _: None, sinks=lambda _: ())
     os.umask(before)
