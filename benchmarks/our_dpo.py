@@ -37,10 +37,10 @@ from dpolish.data.summary import DataSummary, TokenCounts
 from dpolish.facts import read_model_facts
 from dpolish.model.attention import choose_backend
 from dpolish.model.load import load_tokenizer
-from dpolish.plan import Machine, make_plan
+from dpolish.planning import Machine, make_plan
 from dpolish.tensors import Completion, Example
-from dpolish.train.state import Run
-from dpolish.train.step import train_step
+from dpolish.training.state import Run
+from dpolish.training.step import train_step
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,7 @@ The verbs of the command line are functions here (`plan`, `train`), on configura
 are pure functions in their modules (`dpolish.losses.preference`, `dpolish.data.pack`, `dpolish.model.head`, …).
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -33,18 +31,3 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dpolish' has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """The package, where `train` and `plan` are verbs, although modules of these names lie in it."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Keep the import of such a module from putting it in the verb's place.
-
-        `from dpolish.plan import …` finds it all the same.
-        """
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -12,19 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dpolish.assemble import Assembled, Prepared, Progress, Say, build, open_cache, prepare
+from dpolish.assemble import Assembled, Prepared, Progress, Say, build, needed_rows, open_cache, prepare
 from dpolish.checkpoint.model_folder import save_model
 from dpolish.config.compose import Composed, to_yaml
 from dpolish.config.schema import DpoConfig
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
-from dpolish.plan import curve, describe, remarks
+from dpolish.planning import curve, describe, remarks
 from dpolish.records import StepRecord
 from dpolish.reference.score import missing
 from dpolish.track.console import ConsoleSink, progress
 from dpolish.track.environment import environment_record
 from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink, require_installed
-from dpolish.train.loop import train as run_loop
+from dpolish.training.loop import train as run_loop
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "model", "checkpoints")
 """What tells that a directory holds a run."""
@@ -64,8 +64,9 @@ def plan(composed: Composed) -> list[str]:
     prepared = _prepared(composed)
     cache = open_cache(prepared, prepared.backend)
     parts = [part for part in (prepared.train, prepared.validation) if part is not None]
-    todo = sum(len(missing(part.examples, cache)) for part in parts)
-    rows = sum(len(part.examples) for part in parts)
+    needed = needed_rows(prepared)
+    examples = [part.examples[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
+    todo, rows = len(missing(examples, cache)), len(examples)
     return [*_told(prepared), *_numbers(prepared), *_reference_lines(todo, rows), *cache.notes]
 
 

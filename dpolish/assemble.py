@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +22,7 @@ from dpolish.config.compose import Composed, require_complete
 from dpolish.config.data_prefix import DataSource
 from dpolish.config.schema import DpoConfig
 from dpolish.data.ingest import Ingested, ingest, split_rows
-from dpolish.data.loader import Loader, Sources
+from dpolish.data.loader import Loader, Sources, trained_rows
 from dpolish.data.pack import Packing
 from dpolish.data.summary import DataSummary
 from dpolish.data.tokenize import Tokenization, check_vocabulary
@@ -33,13 +35,13 @@ from dpolish.model.attention import choose_backend
 from dpolish.model.load import LoadedModel, load_model, load_tokenizer, logit_transform
 from dpolish.model.logprobs import Policy
 from dpolish.model.verify import verified
-from dpolish.plan import DataFacts, Machine, RunPlan, make_plan, sequence_length
+from dpolish.planning import DataFacts, Machine, RunPlan, make_plan, sequence_length
 from dpolish.records import StepRecord
 from dpolish.reference.cache import Identity, ReferenceCache, default_root
 from dpolish.reference.fingerprint import fingerprint
 from dpolish.reference.score import Reference, score
-from dpolish.train.optimizer import Optimizer
-from dpolish.train.state import Run
+from dpolish.training.optimizer import Optimizer
+from dpolish.training.state import Run
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -235,18 +237,30 @@ def _reference(
     for note in cache.notes:
         say(note)
     parts = [part for part in (prepared.train, prepared.validation) if part is not None]
-    examples = [example for part in parts for example in part.examples]
-    where = [place for part in parts for place in part.where]
+    needed = needed_rows(prepared)
+    examples = [part.examples[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
+    where = [part.where[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
     scoring = replace(packing, micro_batch_size=config.model.dpo.log_prob_forward_micro_batch_size)
     policy.model.train(False)
     reference = score(policy, examples, scoring, cache, where, progress)
     say(f"reference: {reference.num_scored:,} rows scored, {reference.num_cached:,} from the cache")
-    first = len(prepared.train.examples)
-    slices = [reference.logprobs[:first], reference.logprobs[first:]]
-    batch = config.model.global_batch_size
-    return reference, [
-        Loader(part.examples, values, batch, packing) for part, values in zip(parts, slices, strict=False)
-    ]
+    loaders, first = [], 0
+    for part, rows in zip(parts, needed, strict=True):
+        values = np.full((len(part.examples), 2), np.nan, dtype=np.float32)
+        values[rows] = reference.logprobs[first : first + len(rows)]
+        loaders.append(Loader(part.examples, values, config.model.global_batch_size, packing))
+        first += len(rows)
+    return reference, loaders
+
+
+def needed_rows(prepared: Prepared) -> list[npt.NDArray[np.int64]]:
+    """The rows that the run reads, of the training part and of the validation part if there is one."""
+    plan, batch = prepared.plan, prepared.plan.global_batch_size
+    sources = Sources(prepared.train.sizes, prepared.train.weights)
+    rows = [trained_rows(plan.seed, sources, batch, plan.steps_per_epoch, plan.total_steps)]
+    if prepared.validation is not None:
+        rows.append(np.arange(min(len(prepared.validation.examples), plan.validation_batches * batch)))
+    return rows
 
 
 def objective_of(config: DpoConfig) -> PreferenceObjective:

@@ -133,10 +133,30 @@ def _varying_rope(config: Mapping[str, object]) -> tuple[str, int] | None:
     return None if limit is None else (kind, limit)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads: those of the index, else model.safetensors, else whatever there is.
+
+    Other files may lie beside them: the same weights in one piece, or in another library's names.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: cannot be read ({error})") from error
+    files = sorted(folder / Path(str(name)).name for name in names)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ModelError(f"{folder}: {', '.join(missing[:3])} is missing, which {index.name} names")
+    return files
+
+
 def count_parameters(folder: Path) -> int:
     """Numbers in all safetensors files of a folder, by their headers."""
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         total += sum(math.prod(header.shape) for header in tensor_headers(file).values())
     if total == 0:
         pickled = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})

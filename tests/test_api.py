@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +24,10 @@ CLOCK = {"step_time", "tokens_per_second", "pairs_per_second", "validation_step_
 
 
 def test_verbs_are_functions_whatever_was_imported_before() -> None:
-    """Rooms of the same names lie beside them: importing one must not put the module in the verb's place."""
-    code = """
-import dpolish.plan, dpolish, types
-for verb in (dpolish.compose, dpolish.plan, dpolish.train, dpolish.plan, dpolish.train):
-    assert isinstance(verb, types.FunctionType), verb
-import dpolish.train.step
-assert isinstance(dpolish.train, types.FunctionType)
-from dpolish.train import step
-from dpolish.plan import make_plan
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    """No room may bear a verb's name: importing it would put the module in the verb's place."""
+    rooms = {path.stem for path in Path(dpolish.__file__).parent.iterdir()}
+    assert not rooms & set(dpolish.__all__)
+    assert all(callable(getattr(dpolish, verb)) for verb in ("compose", "plan", "train"))
 
 
 def test_the_package_has_nothing_else() -> None:
@@ -387,3 +378,22 @@ def test_tensorboard_gets_the_records_of_a_run(setup: Setup, tmp_path: Path) -> 
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"train/rewards_margin_mean" in events.read_bytes()
     assert b"val/acc" in events.read_bytes()
+
+
+def test_only_rows_that_the_run_reads_are_scored(setup: Setup, tmp_path: Path) -> None:
+    few = ("model.global_batch_size=2", "trainer.dpo.max_steps=2", "trainer.dpo.limit_val_batches=1")
+    assert "reference: 6 rows to score, 0 cached" in dpolish.plan(setup.composed(tmp_path / "run", *few))
+    assert setup.run(tmp_path / "run", *few).num_reference_scored == 6
+    rest = setup.run(tmp_path / "all")
+    assert (rest.num_reference_scored, rest.num_reference_cached) == (10, 6)
+
+
+def test_a_model_that_training_spoiled_is_not_saved(setup: Setup, tmp_path: Path) -> None:
+    ruinous = ("model.optim.lr=1e30", "model.optim.sched.name=Constant", "trainer.dpo.max_steps=1")
+    with pytest.raises(RunError, match=r"validation after step 1: .* not finite|no longer gives finite numbers"):
+        setup.run(tmp_path / "run", *ruinous)
+    assert not (tmp_path / "run" / "model").exists()
+    unseen = (*ruinous, "trainer.dpo.limit_val_batches=0")
+    with pytest.raises(RunError, match=r"not saved, for .* holds numbers that are not finite"):
+        setup.run(tmp_path / "unseen", *unseen)
+    assert not (tmp_path / "unseen" / "model").exists()

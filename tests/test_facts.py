@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpolish.errors import ModelError
-from dpolish.facts import TensorHeader, find_model, host_memory, read_model_facts, tensor_headers
+from dpolish.facts import TensorHeader, find_model, host_memory, read_model_facts, tensor_headers, weight_files
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -266,6 +266,37 @@ def test_memory_of_this_machine() -> None:
 
 def test_loads_without_torch() -> None:
     code = (
-        "import dpolish.facts, dpolish.plan, sys; raise SystemExit(bool({'torch', 'transformers'} & set(sys.modules)))"
+        "import dpolish.facts, dpolish.planning, sys; raise SystemExit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- which files hold the weights -------------------------------------------------------------------------------------
+
+
+def test_the_same_weights_in_one_piece_beside_the_shards_count_once(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    safetensors(folder / "consolidated.safetensors")
+    assert [file.name for file in weight_files(folder)] == [
+        "consolidated.safetensors",
+        "model-00001-of-00001.safetensors",
+    ]
+    shards = {"weight_map": dict.fromkeys(HEADER, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    assert [file.name for file in weight_files(folder)] == ["model-00001-of-00001.safetensors"]
+    assert read_model_facts(folder).num_parameters == 17
+
+
+def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"b": "../model-2.safetensors"}}))
+    with pytest.raises(ModelError, match=r"model-2.safetensors is missing, which model.safetensors.index.json names"):
+        weight_files(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}'])
+def test_an_index_that_is_none(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"model.safetensors.index.json: cannot be read"):
+        weight_files(folder)

@@ -18,8 +18,13 @@ def save_model(
 ) -> None:
     """Write weights (in the dtype they were trained in), configuration and tokenizer to `folder`, which must not exist.
 
-    Everything is written and made durable beside it, then renamed: `folder` is complete or not there. Raises RunError.
+    Everything is written and made durable beside it, then renamed: `folder` is complete or not there. Raises RunError,
+    also for weights that are not finite.
     """
+    if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise RunError(
+            f"{folder}: not saved, for {spoiled[0]} holds numbers that are not finite. Lower model.optim.lr."
+        )
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     restore_noise(model.config, dict(silenced))
     try:

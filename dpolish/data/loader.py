@@ -59,6 +59,15 @@ def _shares(sources: Sources) -> list[int]:
     return shares
 
 
+def trained_rows(seed: int, sources: Sources, batch: int, steps_per_epoch: int, total_steps: int) -> RowIndices:
+    """The rows that the first `total_steps` steps train on, each once, ascending: those whose reference is needed."""
+    seen = []
+    for epoch, first in enumerate(range(0, total_steps, steps_per_epoch)):
+        steps = min(steps_per_epoch, total_steps - first)
+        seen.append(order(seed, epoch, sources)[: steps * batch])
+    return np.unique(np.concatenate(seen))
+
+
 @dataclass(frozen=True, slots=True)
 class BatchGroup:
     """The micro-batches of one optimizer step (or of one validation batch)."""
@@ -81,7 +90,7 @@ class Loader:
 
     examples: Sequence[Example]
     reference: npt.NDArray[np.float32]
-    """(N, completions of an example): log-probabilities under the reference."""
+    """(N, completions of an example): log-probabilities under the reference; NaN for rows that no step reads."""
     global_batch_size: int
     packing: Packing
 

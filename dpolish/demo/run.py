@@ -10,7 +10,7 @@ from dpolish.demo.model import demo_model
 from dpolish.demo.pairs import DEMO_PROMPTS, write_pairs
 from dpolish.records import StepRecord
 from dpolish.reference.cache import default_root
-from dpolish.train.generate import answers
+from dpolish.training.generate import answers
 
 SETTINGS = (
     "model.global_batch_size=8",

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dpolish.errors import ModelError
-from dpolish.facts import tensor_headers
+from dpolish.facts import tensor_headers, weight_files
 
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"})
 """Fields of config.json that move no log-probability."""
@@ -18,7 +18,7 @@ def fingerprint(folder: Path) -> str:
 
     Raises ModelError when the folder holds no readable safetensors.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         raise ModelError(
             f"{folder}: no *.safetensors here; pickled weights are not opened, save the model as safetensors"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from dpolish.data.loader import BatchGroup, Loader, Sources, order
+from dpolish.data.loader import BatchGroup, Loader, Sources, order, trained_rows
 from dpolish.data.pack import Packing
 from tests.examples import random_examples
 
@@ -120,3 +120,13 @@ def test_validation_reads_all_rows_in_file_order_or_the_first_batches() -> None:
     ]  # fmt: skip
     assert [group.rows.tolist() for group in data.validation_groups(1)] == [[0, 1, 2, 3]]
     assert sum(group.weight for group in data.validation_groups(9)) == 11
+
+
+@pytest.mark.parametrize("total_steps", [1, 3, 4, 9])
+def test_the_rows_whose_reference_is_needed_are_those_that_steps_read(total_steps: int) -> None:
+    sources = Sources((7, 6), (0.2, 0.8))
+    loader = Loader(random_examples(13), np.zeros((13, 2), dtype=np.float32), 3, Packing(True, 100, 1))
+    groups = islice(loader.training_groups(5, sources, 4), total_steps)
+    read = sorted({int(row) for group in groups for row in group.rows})
+    assert trained_rows(5, sources, 3, 4, total_steps).tolist() == read
+    assert len(read) < 13 or total_steps == 9

@@ -18,7 +18,7 @@ from dpolish.reference import score as scoring
 from dpolish.reference.cache import Identity, ReferenceCache
 from dpolish.reference.score import missing, score
 from dpolish.tensors import Example
-from dpolish.train.step import require_reference
+from dpolish.training.step import require_reference
 from tests.examples import random_examples
 from tests.tiny import Setup
 

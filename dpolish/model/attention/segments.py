@@ -110,24 +110,34 @@ class _SegmentAttention(torch.autograd.Function):
                 _queries(grad_out, piece), *sides, logsumexp, 0.0, causal, attn_mask=mask, scale=scale
             )
             _queries(dq, piece).copy_(part_q)  # each query is in one piece; keys are in several
-            at = 0
-            for start, number in piece.keys:
-                dk[piece.row].narrow(1, start, number).add_(part_k[0].narrow(1, at, number))
-                dv[piece.row].narrow(1, start, number).add_(part_v[0].narrow(1, at, number))
-                at += number
+            _add_to_keys(dk, part_k, piece)
+            _add_to_keys(dv, part_v, piece)
         return dq, dk, dv, None, None
+
+
+def _row(side: Tensor, piece: Piece) -> Tensor:
+    """(1, heads, W, d) view of a (B, heads, W, d): the piece's row. A packed batch has one, and hundreds of pieces."""
+    return side if side.shape[0] == 1 else side.narrow(0, piece.row, 1)
 
 
 def _queries(side: Tensor, piece: Piece) -> Tensor:
     """(1, H, n, d) view of a (B, H, W, d): the places of the piece's queries."""
-    return side.narrow(0, piece.row, 1).narrow(2, *piece.queries)
+    return _row(side, piece).narrow(2, *piece.queries)
 
 
 def _keys(side: Tensor, piece: Piece) -> Tensor:
     """(1, K, n, d) of a (B, K, W, d): the places of the piece's keys, a view where they are one range."""
-    row = side.narrow(0, piece.row, 1)
+    row = _row(side, piece)
     parts = [row.narrow(2, *part) for part in piece.keys]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _add_to_keys(side: Tensor, part: Tensor, piece: Piece) -> None:
+    """Add a (1, K, n, d) gradient to the places that `_keys` took it from."""
+    row, at = _row(side, piece), 0
+    for start, number in piece.keys:
+        row.narrow(2, start, number).add_(part.narrow(2, at, number) if len(piece.keys) > 1 else part)
+        at += number
 
 
 def segments(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec: Spec) -> Tensor:

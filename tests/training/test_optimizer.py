@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpolish.config.schema import OptimizerName
 from dpolish.errors import ConfigError, RunError
-from dpolish.train.optimizer import (
+from dpolish.training.optimizer import (
     OPTIMIZERS,
     MasterWeights,
     Optimizer,

@@ -8,7 +8,7 @@ from dpolish.data.loader import BatchGroup
 from dpolish.errors import RunError
 from dpolish.model.logprobs import attending, completion_logprobs
 from dpolish.tensors import CompletionLogProbs, PackedBatch, StepMetrics
-from dpolish.train.state import Run
+from dpolish.training.state import Run
 
 STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16: 0.15}
 """Largest |log π - log π_ref| before the first update, per √(scored tokens): what rounding can do to a sum."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from dpolish.data.loader import BatchGroup, Loader, Sources
 from dpolish.losses.objective import Objective
 from dpolish.model.logprobs import Policy
-from dpolish.plan import RunPlan
+from dpolish.planning import RunPlan
 from dpolish.records import StepRecord
 from dpolish.tensors import StepMetrics
-from dpolish.train.optimizer import Optimizer
+from dpolish.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import torch
 
 from dpolish.model.logprobs import attending, completion_logprobs
 from dpolish.tensors import StepMetrics
-from dpolish.train.state import Run
-from dpolish.train.step import at_reference
+from dpolish.training.state import Run
+from dpolish.training.step import at_reference
 
 
 @torch.no_grad()

@@ -9,7 +9,17 @@ import pytest
 from dpolish.config import DpoConfig, compose
 from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts
-from dpolish.plan import DataFacts, Machine, RunPlan, curve, describe, make_plan, memory_of, remarks, sequence_length
+from dpolish.planning import (
+    DataFacts,
+    Machine,
+    RunPlan,
+    curve,
+    describe,
+    make_plan,
+    memory_of,
+    remarks,
+    sequence_length,
+)
 
 MODEL = ModelFacts(
     folder=Path("llama"),

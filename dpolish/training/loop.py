@@ -1,12 +1,15 @@
 """The training loop: every side effect of a run is on this screen."""
 
+import math
 import time
+from collections.abc import Mapping
 
 from dpolish.data.loader import BatchGroup
+from dpolish.errors import RunError
 from dpolish.records import StepRecord
-from dpolish.train.evaluate import evaluate
-from dpolish.train.state import Run, TrainState
-from dpolish.train.step import train_step
+from dpolish.training.evaluate import evaluate
+from dpolish.training.state import Run, TrainState
+from dpolish.training.step import train_step
 
 
 def train(run: Run, state: TrainState | None = None) -> TrainState:
@@ -27,9 +30,19 @@ def train(run: Run, state: TrainState | None = None) -> TrainState:
         if plan.evaluates_at(state.step):
             start = time.perf_counter()
             record = run.summarise(evaluate(run, state.step))
+            require_finite(record, state.step)
             seconds = {"validation_step_time": time.perf_counter() - start}
             run.emit(StepRecord(state.step, "val", {**record, **seconds, **progress}))
     return state
+
+
+def require_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Raise RunError when a validation shows that the weights are spoiled: they must not be saved."""
+    if not all(math.isfinite(value) for value in metrics.values()):
+        raise RunError(
+            f"validation after step {step}: loss {metrics['loss']}; the model no longer gives finite numbers and is "
+            "not saved. Lower model.optim.lr, or lengthen the warm-up"
+        )
 
 
 def _pace(group: BatchGroup, seconds: float) -> dict[str, float]:
