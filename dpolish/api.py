@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, cast
+
+import torch
 
 from dpolish.assemble import Assembled, Prepared, Progress, Say, build, needed_rows, open_cache, prepare
 from dpolish.checkpoint.model_folder import save_model
 from dpolish.config.compose import Composed, to_yaml
-from dpolish.config.schema import DpoConfig
+from dpolish.config.schema import Accelerator, AttentionBackend, DpoConfig
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
+from dpolish.model.logprobs import STOCK
 from dpolish.planning import curve, describe, remarks
 from dpolish.records import StepRecord
 from dpolish.reference.score import missing
@@ -62,12 +66,17 @@ def plan(composed: Composed) -> list[str]:
     Trains nothing. Raises InputError as `train` would.
     """
     prepared = _prepared(composed)
-    cache = open_cache(prepared, prepared.backend)
+    caches = [open_cache(prepared, backend) for backend in (prepared.backend, STOCK)]  # STOCK: where it falls back
     parts = [part for part in (prepared.train, prepared.validation) if part is not None]
     needed = needed_rows(prepared)
     examples = [part.examples[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
-    todo, rows = len(missing(examples, cache)), len(examples)
-    return [*_told(prepared), *_numbers(prepared), *_reference_lines(todo, rows), *cache.notes]
+    todo, rows = min(len(missing(examples, cache)) for cache in caches), len(examples)
+    return [
+        *_told(prepared),
+        *_numbers(prepared),
+        *_reference_lines(todo, rows),
+        *(note for cache in caches for note in cache.notes),
+    ]
 
 
 def train(
@@ -89,15 +98,31 @@ def train(
     for line in remarks(prepared.plan, composed.config):
         say(f"note: {line}")
     loggers = _Loggers(composed.config, directory, say)
-    assembled = build(prepared, loggers.emit, say, show)
-    claim(directory, used_config(prepared, directory))
-    _write_environment(prepared, directory, argv)
-    with loggers.opened(sinks(prepared.plan.total_steps)):
+    with loggers.opened(), _memory_explained():  # a login that fails costs nothing yet
+        assembled = build(prepared, loggers.emit, say, show)
+        claim(directory, used_config(prepared, assembled, directory))
+        _write_environment(prepared, assembled, directory, argv)
+        loggers.add(MetricsFile(directory / "metrics.jsonl"), *sinks(prepared.plan.total_steps))
         run_loop(assembled.run)
     model = directory / "model"
     save_model(assembled.loaded.model, prepared.tokenizer, assembled.loaded.silenced, model)
     say(f"model: {model}")
     return _result(directory, model, loggers, assembled)
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    """Memory that runs out is a failed run, not a fault of ours: say what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        on_cpu = "allocate memory" in str(error)  # there torch raises a plain RuntimeError
+        if not (on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+            raise
+        raise RunError(
+            f"out of memory: {' '.join(str(error).split())[:200]}\n  Lower model.data.tokens_per_micro_batch, or set "
+            "model.activations_checkpoint_granularity=full; `dpolish plan` shows what takes how much"
+        ) from error
 
 
 def _result(directory: Path, model: Path, loggers: "_Loggers", assembled: Assembled) -> RunResult:
@@ -111,6 +136,7 @@ class _Loggers:
     def __init__(self, config: DpoConfig, directory: Path, say: Say) -> None:
         self._config, self._directory, self._say = config, directory, say
         self._sinks: list[Sink] = []
+        self._closing = ExitStack()
         self.records: list[StepRecord] = []
 
     def emit(self, record: StepRecord) -> None:
@@ -120,13 +146,18 @@ class _Loggers:
             sink.write(record)
 
     @contextmanager
-    def opened(self, shown: Sequence[Sink]) -> Iterator[None]:
-        """Open the sinks of the configuration besides `shown`; close all of them, also when training fails."""
-        with ExitStack() as closing:
-            for sink in (MetricsFile(self._directory / "metrics.jsonl"), *self._optional(), *shown):
-                self._sinks.append(sink)
-                closing.callback(sink.close)
+    def opened(self) -> Iterator[None]:
+        """Open the loggers of the configuration; close every sink at the end, also when training fails."""
+        with ExitStack() as self._closing:
+            for sink in self._optional():
+                self.add(sink)
             yield
+
+    def add(self, *sinks: Sink) -> None:
+        """Give further sinks all records from here on. Inside `opened`."""
+        for sink in sinks:
+            self._sinks.append(sink)
+            self._closing.callback(sink.close)
 
     def _optional(self) -> Iterator[Sink]:
         manager = self._config.exp_manager
@@ -198,21 +229,36 @@ def claim(directory: Path, config: DpoConfig) -> None:
     write_atomically(path, to_yaml(config))
 
 
-def used_config(prepared: Prepared, directory: Path) -> DpoConfig:
-    """The configuration with every derived value filled in."""
-    config, plan = prepared.config, prepared.plan
+def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> DpoConfig:
+    """The configuration with every derived value filled in. Where the run fell back, what was asked for stays."""
+    config, plan, policy = prepared.config, prepared.plan, assembled.run.policy
     data = replace(config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch)
+    model = replace(config.model, data=data)
+    if policy.backend != STOCK:
+        sharing: Literal["on", "off"] = "on" if assembled.run.data.packing.shared else "off"
+        backend = cast(AttentionBackend, prepared.backend)
+        model = replace(model, prefix_sharing=sharing, attention_backend=backend)
     precision = config.trainer.precision or ("32" if plan.precision == "32" else "bf16")
+    accelerator = cast(Accelerator, "gpu" if plan.device == "cuda" else plan.device)
     return replace(
         config,
-        trainer=replace(config.trainer, precision=precision),
+        trainer=replace(config.trainer, precision=precision, accelerator=accelerator),
         exp_manager=replace(config.exp_manager, explicit_log_dir=str(directory)),
-        model=replace(config.model, data=data),
+        model=model,
     )
 
 
-def _write_environment(prepared: Prepared, directory: Path, argv: Sequence[str]) -> None:
+def _write_environment(prepared: Prepared, assembled: Assembled, directory: Path, argv: Sequence[str]) -> None:
     record = environment_record(argv)
+    run = assembled.run
+    record["run"] = {
+        "device": str(prepared.device),
+        "precision": prepared.plan.precision,
+        "attention_backend": run.policy.backend,
+        "prompts_shared": run.data.packing.shared,
+        "packed": run.data.packing.token_budget is not None,
+        "start_up_check": assembled.finding,
+    }
     record["data"] = [
         {"split": split, "path": file.path, "format": file.format, "rows": file.rows_kept, "sha256": _sha256(file.path)}
         for split, summary in prepared.summaries
@@ -239,6 +285,11 @@ def _told(prepared: Prepared) -> Iterator[str]:
     for split, summary in prepared.summaries:
         for line in summary.lines():
             yield f"{split}: {line}"
+    held_out = prepared.config.model.data.data_prefix.validation
+    if len(held_out) > 1:
+        yield f"note: {', '.join(name for name, _ in held_out)} are validated as one set, its mean over all their rows"
+    if any(source.weight is not None for _, sources in held_out for source in sources):
+        yield "note: weights have no meaning in validation: it is the exact mean over all rows"
     for title, keys in (
         ("keys without meaning here", prepared.composed.ignored),
         ("keys without effect in this version", prepared.composed.without_effect),
@@ -251,6 +302,8 @@ def _told(prepared: Prepared) -> Iterator[str]:
 def _numbers(prepared: Prepared) -> Iterator[str]:
     plan, config = prepared.plan, prepared.config
     rows = list(describe(plan, config, prepared.composed.origin))
+    asked = config.model.attention_backend
+    rows.append(("model.attention_backend", prepared.backend, "derived" if asked == "auto" else "given"))
     width = max(len(name) for name, _, _ in rows)
     yield ""
     yield from (f"{name:<{width}}  {value}  ({mark})" for name, value, mark in rows)
@@ -258,12 +311,12 @@ def _numbers(prepared: Prepared) -> Iterator[str]:
     tokens = len(first) * sum(example.num_tokens for example in prepared.train.examples) / plan.rows
     yield f"about {tokens:,.0f} tokens per step, in about {len(prepared.packing.split(first))} micro-batches (derived)"
     yield ""
-    yield "learning rate at optimizer step:"
+    yield "learning rate at optimizer step (derived):"
     yield "  " + ", ".join(f"{step}: {rate:.3g}" for step, rate in curve(plan))
     yield ""
     memory = plan.memory
     parts = ("weights", "gradients", "optimizer", "activations", "head")
-    yield "memory, estimated: " + ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f} GB" for part in parts)
+    yield "memory, estimated (derived): " + ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f} GB" for part in parts)
     yield f"  {memory.total / 1e9:.2f} GB in all; {plan.available_memory / 1e9:.2f} GB free on {plan.device}"
     yield from (f"note: {line}" for line in remarks(plan, config))
 

@@ -80,13 +80,15 @@ class Assembled:
     run: Run
     loaded: LoadedModel
     reference: Reference
+    finding: str
+    """What the start-up check found, in one line."""
 
 
 def prepare(composed: Composed) -> Prepared:
     """Read sizes, tokenizer and data, and derive the plan. Raises InputError for everything that cannot work."""
     config = composed.config
     require_complete(config)
-    device = choose_device(config.trainer.accelerator)
+    device = choose_device(config.trainer.accelerator, config.trainer.devices)
     backend = choose_backend(config.model.attention_backend, device, composed.forbidden_attention)
     model = read_model_facts(find_model(str(config.pretrained_checkpoint.restore_from_path)))
     tokenizer = load_tokenizer(str(model.folder))
@@ -105,12 +107,21 @@ def prepare(composed: Composed) -> Prepared:
     return Prepared(composed, model, tokenizer, train, validation, summaries, device, backend, packing, plan)
 
 
-def choose_device(accelerator: str) -> torch.device:
-    """The device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU. Raises ConfigError."""
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+def choose_device(accelerator: str, devices: object = 1) -> torch.device:
+    """The device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU.
+
+    A list in `trainer.devices` names the GPU's index. Raises ConfigError.
+    """
+    index = devices[0] if isinstance(devices, tuple) else 0
+    count = torch.cuda.device_count()
+    if accelerator in ("auto", "gpu") and index < count:
+        return torch.device("cuda", index)
+    if index > 0:
+        raise ConfigError(
+            f"trainer.devices=[{index}]: there is no such device here, torch sees {count} GPUs. Set trainer.devices=1"
+        )
+    if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
-    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return torch.device("cuda", 0)
     if accelerator == "mps" and torch.backends.mps.is_available():
         return torch.device("mps")
     raise ConfigError(
@@ -216,7 +227,7 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
         where=prepared.train.where,
         emit=emit,
     )
-    return Assembled(run, loaded, reference)
+    return Assembled(run, loaded, reference, finding)
 
 
 def make_reproducible(seed: int, deterministic: bool) -> None:

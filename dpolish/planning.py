@@ -4,6 +4,7 @@ And every refusal, before any compute. Nothing here needs torch: `dpolish plan` 
 reads it.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -252,6 +253,27 @@ def memory_of(config: DpoConfig, model: ModelFacts, precision: str, budget: int,
 # --- what `dpolish plan` prints ---------------------------------------------------------------------------------------
 
 
+_SHOWN = (
+    "model.prefix_sharing",
+    "model.dpo.preference_loss",
+    "model.dpo.ref_policy_kl_penalty",
+    "model.dpo.preference_loss_weight",
+    "model.dpo.sft_loss_weight",
+    "model.dpo.preference_average_log_probs",
+    "model.optim.lr",
+    "model.optim.weight_decay",
+    "model.optim.sched.name",
+    "model.optim.sched.warmup_steps",
+    "model.optim.sched.constant_steps",
+    "model.optim.sched.min_lr",
+    "trainer.dpo.max_steps",
+    "trainer.dpo.gradient_clip_val",
+    "trainer.deterministic",
+    "model.seed",
+)
+"""Keys that decide a run, besides those that stand above them with what follows."""
+
+
 def describe(plan: RunPlan, config: DpoConfig, origin: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """(name, value, mark) of every number; the mark is default, given, environment or derived."""
 
@@ -278,12 +300,8 @@ def describe(plan: RunPlan, config: DpoConfig, origin: Mapping[str, str]) -> Ite
         yield "model.data.tokens_per_micro_batch", str(budget), mark
     validates = f"{plan.validation_batches} batches every {plan.val_interval} steps and after the last"
     yield "validation", validates if plan.validation_batches else "none", "derived"
-    yield marked("model.dpo.preference_loss", config.model.dpo.preference_loss)
-    yield marked("model.dpo.ref_policy_kl_penalty", config.model.dpo.ref_policy_kl_penalty)
-    yield marked("model.optim.lr", config.model.optim.lr)
-    yield marked("model.optim.weight_decay", config.model.optim.weight_decay)
-    yield marked("model.optim.sched.name", plan.schedule.name)
-    yield marked("model.seed", plan.seed)
+    for key in _SHOWN:
+        yield marked(key, functools.reduce(getattr, key.split("."), config))
 
 
 def curve(plan: RunPlan, points: int = 12) -> list[tuple[int, float]]:
@@ -317,6 +335,10 @@ def _traps(plan: RunPlan) -> Iterator[str]:
         )
     if schedule.lr_at(0) == 0.0:
         yield "the first update has learning rate 0 (NeMo's formula when constant_steps > 0)"
+    if not plan.moved_by(plan.total_steps):
+        yield "every update has learning rate 0: no weight will move. Set model.optim.sched.constant_steps=0"
+    if plan.device == "cpu" and plan.precision == "bf16":
+        yield "bf16 on a CPU without bf16 units is slower than trainer.precision=32"
     if plan.rows < plan.global_batch_size:
         yield (
             f"the file holds {plan.rows} rows, less than one global batch of {plan.global_batch_size}: "

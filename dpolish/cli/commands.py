@@ -40,9 +40,14 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
 def _compose(options: dict[str, Any]) -> "Composed":
     from dpolish.config.compose import compose, find_config
     from dpolish.errors import ConfigError
+    from dpolish.registry import did_you_mean
 
     if options["multirun"]:
         raise ConfigError("--multirun is not in this version; start one run per value, they share the reference cache")
+    flags = ("--config", "--model", "--train", "--validation", "--output", "--cfg", "--help")
+    for word in options["overrides"]:
+        if word.startswith("--"):
+            raise ConfigError(f"unknown option {word}.{did_you_mean(word.partition('=')[0], flags)}")
     file = options["config"]
     if file is None:
         script = Path(sys.argv[0]).resolve().parent

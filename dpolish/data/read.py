@@ -80,6 +80,7 @@ def read_rows(path: str) -> Iterator[Row]:
 
 def scan(path: str) -> Iterator[Row | Fault]:
     """Every row of a file, and a fault in the place of each that cannot be read. A missing file is a DataError."""
+    path = os.path.expanduser(path)
     _require_file(path)
     try:
         stream = open_plain(path)

@@ -18,7 +18,7 @@ def evaluate(run: Run, step: int) -> StepMetrics:
         for batch in (batch.to(run.policy.device) for batch in group.batches):
             with attending(run.policy, batch):
                 logprobs = completion_logprobs(run.policy, batch)
-                seen = batch if run.plan.moved_by(step) else at_reference(logprobs, batch)
+                seen = batch if run.plan.moved_by(step) else at_reference(logprobs, batch, run.policy.model.dtype)
                 _, values = run.objective(logprobs, seen)
             metrics += StepMetrics.of(values)
     return metrics

@@ -77,7 +77,7 @@ class MasterWeights:
             if parameter.dtype.itemsize >= 4:
                 self.weights[name] = parameter
                 continue
-            master = nn.Parameter(initial.get(name, parameter).detach().to(parameter.device, torch.float32, copy=True))
+            master = nn.Parameter(_float32(initial.get(name, parameter).detach()))
             _after_accumulation(parameter, _move_gradient_to(master))
             self.weights[name] = master
             self._rounded.append((parameter, master))
@@ -88,6 +88,11 @@ class MasterWeights:
         """Round the masters back into the model."""
         for parameter, master in self._rounded:
             parameter.copy_(master)
+
+
+def _float32(weight: Tensor) -> Tensor:
+    """The weight in float32: itself where it is, for the values as they were before rounding need no second copy."""
+    return weight.to(torch.float32)
 
 
 def parameter_groups(weights: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:

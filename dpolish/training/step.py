@@ -10,7 +10,7 @@ from dpolish.model.logprobs import attending, completion_logprobs
 from dpolish.tensors import CompletionLogProbs, PackedBatch, StepMetrics
 from dpolish.training.state import Run
 
-STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16: 0.15}
+STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16: 0.5}
 """Largest |log π - log π_ref| before the first update, per √(scored tokens): what rounding can do to a sum."""
 
 
@@ -26,7 +26,7 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
         with attending(run.policy, batch):
             logprobs = completion_logprobs(run.policy, batch)
             if not run.plan.moved_by(step):
-                batch = at_reference(logprobs, batch)
+                batch = at_reference(logprobs, batch, run.policy.model.dtype)
             losses, values = run.objective(logprobs, batch)
             (losses.sum() / group.weight).backward()  # type: ignore[no-untyped-call]
         metrics += StepMetrics.of(values)
@@ -40,20 +40,23 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
     return metrics, grad_norm
 
 
-def at_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> PackedBatch:
+def at_reference(logprobs: CompletionLogProbs, batch: PackedBatch, dtype: torch.dtype) -> PackedBatch:
     """The batch with the policy's own log-probabilities as its reference: until a weight moves they are one model.
 
     So every reward is 0 and every pair a tie, instead of what the rounding of another packing makes of them. Raises
     RunError when the reference that was scored differs by more than rounding.
     """
-    require_reference(logprobs, batch)
+    require_reference(logprobs, batch, dtype)
     return replace(batch, reference=logprobs.sums.detach())
 
 
-def require_reference(logprobs: CompletionLogProbs, batch: PackedBatch) -> None:
-    """Before the first update policy and reference are one model: every reward is 0 up to rounding. Raises RunError."""
+def require_reference(logprobs: CompletionLogProbs, batch: PackedBatch, dtype: torch.dtype) -> None:
+    """Before the first update policy and reference are one model: every reward is 0 up to the rounding of `dtype`.
+
+    `dtype` is the model's, for log-probabilities are float32 whatever it computes in. Raises RunError.
+    """
     gap = (logprobs.sums.detach() - batch.reference).abs()
-    allowed = STEP_ZERO_TOLERANCES[logprobs.sums.dtype] * logprobs.lengths.sqrt()
+    allowed = STEP_ZERO_TOLERANCES[dtype] * logprobs.lengths.sqrt()
     if bool((gap <= allowed).all()):
         return
     worst = int((gap / allowed).argmax())

@@ -191,3 +191,10 @@ def test_stock_attention_can_be_asked_for(loaded: Loaded) -> None:
     policy = on_stock_attention(loaded("llama", torch.float32))
     padded = PACKINGS["separate, padded"]
     assert verified(policy, padded, random_examples(8), "off")[0].backend == STOCK
+
+
+def test_a_window_that_does_not_reach_back_to_the_middle_of_the_prompt_is_no_fault(loaded: Loaded) -> None:
+    """Two layers of window 8 see 14 places back; the prompts are 60 long."""
+    shapes = [example for example in random_examples(40, longest=90) if len(example.prompt) > 60]
+    policy, _, _ = verified(loaded("mistral", torch.float32), SHARED, shapes, "on")
+    assert policy.backend == "segments"

@@ -120,7 +120,7 @@ def test_scores_are_those_of_every_other_packing(policy: Policy, under: str) -> 
                 logprobs = completion_logprobs(policy, batch)
             assert logprobs.sums.requires_grad
             torch.testing.assert_close(logprobs.sums.detach(), batch.reference, rtol=1e-6, atol=2e-5)
-            require_reference(logprobs, batch)
+            require_reference(logprobs, batch, policy.model.dtype)
 
 
 def test_stock_attention_agrees(setup: Setup) -> None:

@@ -200,7 +200,7 @@ def test_masters_start_from_the_checkpoint_before_rounding() -> None:
     given = {name: value for name, value in full.items() if name != "down.weight"}
     masters = MasterWeights(model, given).weights
     assert torch.equal(masters["up.weight"], full["up.weight"])
-    assert masters["up.weight"].data_ptr() != full["up.weight"].data_ptr()
+    assert masters["up.weight"].data_ptr() == full["up.weight"].data_ptr()  # no second copy of what may be 32 GB
     assert torch.equal(masters["down.weight"], full["down.weight"].bfloat16().float())
     assert "frozen.weight" not in masters
 
