@@ -6,7 +6,7 @@ padding, logits of scored tokens alone, keys that a query sees, nothing computed
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -50,17 +50,39 @@ def _features(module: nn.Linear | Conv1D) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def needed_flops(shape: ModelShape, lengths: Sequence[tuple[int, int, int]]) -> float:
-    """Operations of one training step on pairs of (prompt, chosen, rejected) tokens.
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one row asks of a model."""
+
+    tokens: int
+    """Each prompt counted once."""
+    scored: int
+    seen: int
+    """Pairs of a query and a key that it sees."""
+
+    @staticmethod
+    def of_pair(prompt: int, chosen: int, rejected: int) -> "Need":
+        """A preference pair, from its numbers of tokens: both answers see one prompt, and not each other."""
+        seen = _causal(prompt) + sum(prompt * answer + _causal(answer) for answer in (chosen, rejected))
+        return Need(prompt + chosen + rejected, chosen + rejected, seen)
+
+    @staticmethod
+    def of_demonstration(tokens: int, trained: int) -> "Need":
+        """A demonstration, from its numbers of tokens."""
+        return Need(tokens, trained, _causal(tokens))
+
+
+def needed_flops(shape: ModelShape, rows: Iterable[Need]) -> float:
+    """Operations of one training step on some rows.
 
     Three products for each matrix (output, input gradient, weight gradient) and six for attention (scores and output;
     gradients of values, probabilities, queries, keys), two operations for each multiply-add.
     """
-    tokens = sum(sum(pair) for pair in lengths)
-    scored = sum(chosen + rejected for _, chosen, rejected in lengths)
     weights = sum(count * inner * outer for (inner, outer), count in shape.linears.items())
-    seen = sum(_causal(prompt) + sum(prompt * n + _causal(n) for n in answers) for prompt, *answers in lengths)
-    return 2.0 * (3 * weights * tokens + 3 * shape.head[0] * shape.head[1] * scored + 6 * shape.attention_width * seen)
+    head = shape.head[0] * shape.head[1]
+    return sum(
+        2.0 * (3 * weights * row.tokens + 3 * head * row.scored + 6 * shape.attention_width * row.seen) for row in rows
+    )
 
 
 def _causal(tokens: int) -> int:

@@ -1,14 +1,16 @@
-"""What is timed: pairs as token ids, in the length regimes where preference trainers differ most.
+"""What is timed: pairs and demonstrations as token ids, in the length regimes where trainers differ most.
 
-Both sides get the ids themselves, never text: the same tokens, in the same order, in the same batches.
+All sides get the ids themselves, never text: the same tokens, in the same order.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -34,41 +36,64 @@ class TokenPair:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One demonstration as token ids."""
+
+    ids: list[int]
+    trained: list[int]
+    """For each token 1 where it is trained on, else 0."""
+
+    @property
+    def num_tokens(self) -> int:
+        """All of them."""
+        return len(self.ids)
+
+    @property
+    def num_trained(self) -> int:
+        """Those that are trained on."""
+        return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
 class Regime:
-    """A kind of preference data: where real rows may lie, and how long rows are where there are none."""
+    """A kind of data: where real rows may lie, and how long rows are where there are none."""
 
     name: str
     batch: int
-    """Pairs in one optimizer step."""
+    """Pairs or demonstrations in one optimizer step."""
     file: str | None
     """Name of a data file; None: always generated."""
     prompt: tuple[int, ...]
     """Evenly spaced quantiles, from smallest to largest, of the number of prompt tokens."""
     answer: tuple[int, ...]
-    """Likewise for both answers."""
+    """Likewise for answers."""
 
 
 MAX_TOKENS = 1024
-"""Prompt and longer answer together; longer rows are left out, as every trainer would have them."""
+"""Prompt and (longer) answer together; longer rows are left out, as every trainer would have them."""
 
-REGIMES: tuple[Regime, ...] = (
-    Regime(
-        "politeness",
-        batch=8,
-        file="politeness_train.jsonl",
-        prompt=(35, 38, 38, 39, 40, 41, 42, 46, 48, 51, 61),
-        answer=(3, 9, 11, 12, 14, 15, 16, 18, 22, 29, 62),
-    ),
-    Regime(
-        "conversations",
-        batch=4,
-        file="conversations_pairs.json",
-        prompt=(36, 47, 58, 68, 85, 103, 132, 179, 277, 481, 755),
-        answer=(3, 30, 75, 120, 193, 248, 302, 366, 439, 519, 940),
-    ),
+_POLITENESS = Regime(
+    "politeness",
+    batch=8,
+    file="politeness_train.jsonl",
+    prompt=(35, 38, 38, 39, 40, 41, 42, 46, 48, 51, 61),
+    answer=(3, 9, 11, 12, 14, 15, 16, 18, 22, 29, 62),
+)
+_CONVERSATIONS = Regime(
+    "conversations",
+    batch=4,
+    file="conversations_pairs.json",
+    prompt=(36, 47, 58, 68, 85, 103, 132, 179, 277, 481, 755),
+    answer=(3, 30, 75, 120, 193, 248, 302, 366, 439, 519, 940),
+)
+
+DPO_REGIMES: tuple[Regime, ...] = (
+    _POLITENESS,
+    _CONVERSATIONS,
     Regime("prompt-heavy", batch=2, file=None, prompt=(350, 560, 760, 960, 1500), answer=(45, 75, 95, 120, 180)),
     Regime("answer-heavy", batch=4, file=None, prompt=(10, 15, 19, 24, 35), answer=(120, 170, 200, 230, 280)),
 )
+SFT_REGIMES: tuple[Regime, ...] = (replace(_POLITENESS, batch=32), replace(_CONVERSATIONS, batch=8))
 
 
 def pairs_of(regime: Regime, count: int, data: Path, tokenizer_folder: Path) -> tuple[list[TokenPair], str]:
@@ -79,10 +104,28 @@ def pairs_of(regime: Regime, count: int, data: Path, tokenizer_folder: Path) -> 
         return generate(regime, count, len(tokenizer)), "generated"
     pairs = [_tokenize(tokenizer, row) for row in _read(path)]
     usable = [pair for pair in pairs if pair.longest <= MAX_TOKENS and pair.chosen != pair.rejected]
-    random.Random(0).shuffle(usable)
-    while len(usable) < count:
-        usable += usable
-    return usable[:count], path.name
+    return _drawn(usable, count), path.name
+
+
+def rows_of(regime: Regime, count: int, data: Path, tokenizer_folder: Path) -> tuple[list[TokenRow], str]:
+    """`count` demonstrations of a regime, and where they came from: its pairs' prompts with the chosen answers."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    path = data / regime.file if regime.file else None
+    if path is None or not path.is_file():
+        pairs = [pair for pair in generate(regime, 2 * count, len(tokenizer)) if pair.longest <= MAX_TOKENS]
+        return _drawn([_demonstration(pair) for pair in pairs], count), "generated"
+    rows = [_tokenize_row(tokenizer, row) for row in _read(path)]
+    return _drawn([row for row in rows if row.num_tokens <= MAX_TOKENS and any(row.trained)], count), path.name
+
+
+T = TypeVar("T")
+
+
+def _drawn(usable: Sequence[T], count: int) -> list[T]:
+    """`count` of them in an order that is always the same, over again where there are fewer."""
+    shuffled = list(usable)
+    random.Random(0).shuffle(shuffled)
+    return list(itertools.islice(itertools.cycle(shuffled), count))
 
 
 def generate(regime: Regime, count: int, vocabulary: int) -> list[TokenPair]:
@@ -105,6 +148,13 @@ def padded_over_shared(pairs: Sequence[TokenPair], batch: int) -> float:
     batches = [pairs[first : first + batch] for first in range(0, len(pairs), batch)]
     padded = sum(2 * len(group) * max(pair.longest for pair in group) for group in batches)
     return padded / sum(pair.num_tokens for pair in pairs)
+
+
+def padded_over_real(rows: Sequence[TokenRow], batch: int) -> float:
+    """Tokens of rows padded to the longest of their batch, over their real tokens: what padding alone costs."""
+    batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
+    padded = sum(len(group) * max(row.num_tokens for row in group) for group in batches)
+    return padded / sum(row.num_tokens for row in rows)
 
 
 def _quantile(quantiles: tuple[int, ...], share: float) -> int:
@@ -152,6 +202,25 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, row: _Row) -> TokenPair:
         for answer in (row.chosen, row.rejected)
     ]
     return TokenPair(prompt, *answers)
+
+
+def _tokenize_row(tokenizer: PreTrainedTokenizerBase, row: _Row) -> TokenRow:
+    """Prompt and chosen answer. Trained is every turn of the assistant that answers something, its end included."""
+    if tokenizer.chat_template is None:
+        return _demonstration(_tokenize(tokenizer, row))
+    messages = [*row.messages, {"role": "assistant", "content": row.chosen}]
+    ids = _render(tokenizer, messages, open_turn=False)
+    trained = [0] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant" and turn > 0:
+            first = len(_render(tokenizer, messages[:turn], open_turn=True))
+            end = len(_render(tokenizer, messages[: turn + 1], open_turn=False))
+            trained[first:end] = [1] * (end - first)
+    return TokenRow(ids, trained)
+
+
+def _demonstration(pair: TokenPair) -> TokenRow:
+    return TokenRow(pair.prompt + pair.chosen, [0] * len(pair.prompt) + [1] * len(pair.chosen))
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> list[int]:

@@ -18,7 +18,15 @@ import torch
 from dpolish.assemble import Assembled, Prepared, Progress, Say, build, needed_rows, open_cache, prepare
 from dpolish.checkpoint.model_folder import save_model
 from dpolish.config.compose import Composed, to_yaml
-from dpolish.config.schema import Accelerator, AttentionBackend, DpoConfig
+from dpolish.config.schema import (
+    Accelerator,
+    AttentionBackend,
+    DpoConfig,
+    DpoModelConfig,
+    RunConfig,
+    SftConfig,
+    SftModelConfig,
+)
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
 from dpolish.model.logprobs import STOCK
@@ -28,6 +36,7 @@ from dpolish.reference.score import missing
 from dpolish.track.console import ConsoleSink, progress
 from dpolish.track.environment import environment_record
 from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink, require_installed
+from dpolish.training.generate import answers
 from dpolish.training.loop import train as run_loop
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "model", "checkpoints")
@@ -44,6 +53,7 @@ class RunResult:
     records: tuple[StepRecord, ...]
     """Every record, as in metrics.jsonl."""
     num_reference_scored: int
+    """0 in SFT, as the next."""
     num_reference_cached: int
 
 
@@ -52,7 +62,7 @@ def _terminal(total_steps: int) -> tuple[Sink, ...]:
     return (Guarded("terminal", ConsoleSink(total_steps), lambda _: None),)
 
 
-def _prepared(composed: Composed) -> Prepared:
+def _prepared(composed: Composed[RunConfig]) -> Prepared:
     """Every refusal that needs no weights: a directory that is taken, a missing logger, data, sizes, the plan."""
     manager = composed.config.exp_manager
     require_free(run_directory(composed.config))
@@ -60,34 +70,35 @@ def _prepared(composed: Composed) -> Prepared:
     return prepare(composed)
 
 
-def plan(composed: Composed) -> list[str]:
+def plan(composed: Composed[RunConfig]) -> list[str]:
     """Every derived number of a run, its traps and its cost, as lines.
 
     Trains nothing. Raises InputError as `train` would.
     """
     prepared = _prepared(composed)
+    return [*_told(prepared), *_numbers(prepared), *(_reference_lines(prepared) if composed.config.verb == "dpo" else ())]
+
+
+def _reference_lines(prepared: Prepared) -> Iterator[str]:
+    """How many rows the reference has to be scored on, and what the cache says of itself."""
     caches = [open_cache(prepared, backend) for backend in (prepared.backend, STOCK)]  # STOCK: where it falls back
     parts = [part for part in (prepared.train, prepared.validation) if part is not None]
     needed = needed_rows(prepared)
     examples = [part.examples[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
     todo, rows = min(len(missing(examples, cache)) for cache in caches), len(examples)
-    return [
-        *_told(prepared),
-        *_numbers(prepared),
-        *_reference_lines(todo, rows),
-        *(note for cache in caches for note in cache.notes),
-    ]
+    yield f"reference: {todo:,} rows to score, {rows - todo:,} cached"
+    yield from (note for cache in caches for note in cache.notes)
 
 
 def train(
-    composed: Composed,
+    composed: Composed[RunConfig],
     *,
     argv: Sequence[str] = (),
     say: Say = print,
     show: Progress = progress,
     sinks: Callable[[int], Sequence[Sink]] = _terminal,
 ) -> RunResult:
-    """Run DPO as configured and leave RUN_DIR behind.
+    """Run DPO or SFT as configured and leave RUN_DIR behind.
 
     Raises InputError before any compute, RunError when training fails.
     """
@@ -105,7 +116,7 @@ def train(
         loggers.add(MetricsFile(directory / "metrics.jsonl"), *sinks(prepared.plan.total_steps))
         run_loop(assembled.run)
     model = directory / "model"
-    save_model(assembled.loaded.model, prepared.tokenizer, assembled.loaded.silenced, model)
+    save_model(assembled.loaded.model, prepared.tokenizer, assembled.loaded.silenced, model, prepared.rendering.record)
     say(f"model: {model}")
     return _result(directory, model, loggers, assembled)
 
@@ -125,15 +136,21 @@ def _memory_explained() -> Iterator[None]:
         ) from error
 
 
+def generate(model: Path, prompts: Sequence[str], max_new_tokens: int = 256) -> list[str]:
+    """A greedy answer of a model folder to each prompt, up to the end of the turn in its template."""
+    return answers(model, prompts, max_new_tokens)
+
+
 def _result(directory: Path, model: Path, loggers: "_Loggers", assembled: Assembled) -> RunResult:
     reference = assembled.reference
-    return RunResult(directory, model, tuple(loggers.records), reference.num_scored, reference.num_cached)
+    scored, cached = (reference.num_scored, reference.num_cached) if reference else (0, 0)
+    return RunResult(directory, model, tuple(loggers.records), scored, cached)
 
 
 class _Loggers:
     """The sinks of one run: metrics.jsonl is the truth, the others may fail without harm."""
 
-    def __init__(self, config: DpoConfig, directory: Path, say: Say) -> None:
+    def __init__(self, config: RunConfig, directory: Path, say: Say) -> None:
         self._config, self._directory, self._say = config, directory, say
         self._sinks: list[Sink] = []
         self._closing = ExitStack()
@@ -182,7 +199,7 @@ class _Loggers:
             )
 
 
-def _plain_config(config: DpoConfig) -> dict[str, object]:
+def _plain_config(config: RunConfig) -> dict[str, object]:
     from omegaconf import OmegaConf
 
     tree = OmegaConf.to_container(OmegaConf.create(to_yaml(config)), resolve=False)
@@ -193,7 +210,7 @@ def _plain_config(config: DpoConfig) -> dict[str, object]:
 # --- the run directory ------------------------------------------------------------------------------------------------
 
 
-def run_directory(config: DpoConfig) -> Path:
+def run_directory(config: RunConfig) -> Path:
     """`exp_manager.explicit_log_dir`, or EXP_DIR/NAME, or ./results/NAME."""
     manager = config.exp_manager
     if manager.explicit_log_dir is not None:
@@ -216,7 +233,7 @@ def require_free(directory: Path) -> None:
         )
 
 
-def claim(directory: Path, config: DpoConfig) -> None:
+def claim(directory: Path, config: RunConfig) -> None:
     """Make the run directory this run's own: the first to create config.yaml has it."""
     path = directory / "config.yaml"
     try:
@@ -229,23 +246,45 @@ def claim(directory: Path, config: DpoConfig) -> None:
     write_atomically(path, to_yaml(config))
 
 
-def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> DpoConfig:
+def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> RunConfig:
     """The configuration with every derived value filled in. Where the run fell back, what was asked for stays."""
-    config, plan, policy = prepared.config, prepared.plan, assembled.run.policy
-    data = replace(config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch)
-    model = replace(config.model, data=data)
-    if policy.backend != STOCK:
-        sharing: Literal["on", "off"] = "on" if assembled.run.data.packing.shared else "off"
-        backend = cast(AttentionBackend, prepared.backend)
-        model = replace(model, prefix_sharing=sharing, attention_backend=backend)
+    config, plan = prepared.config, prepared.plan
     precision = config.trainer.precision or ("32" if plan.precision == "32" else "bf16")
     accelerator = cast(Accelerator, "gpu" if plan.device == "cuda" else plan.device)
+    manager = replace(config.exp_manager, explicit_log_dir=str(directory))
+    if isinstance(config, SftConfig):
+        return replace(
+            config,
+            trainer=replace(config.trainer, precision=precision, accelerator=accelerator),
+            exp_manager=manager,
+            model=_used_sft_model(config, prepared, assembled),
+        )
     return replace(
         config,
         trainer=replace(config.trainer, precision=precision, accelerator=accelerator),
-        exp_manager=replace(config.exp_manager, explicit_log_dir=str(directory)),
-        model=model,
+        exp_manager=manager,
+        model=_used_dpo_model(config, prepared, assembled),
     )
+
+
+def _used_dpo_model(config: DpoConfig, prepared: Prepared, assembled: Assembled) -> DpoModelConfig:
+    plan, policy = prepared.plan, assembled.run.policy
+    data = replace(config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch)
+    model = replace(config.model, data=data)
+    if policy.backend == STOCK:
+        return model
+    sharing: Literal["on", "off"] = "on" if assembled.run.data.packing.shared else "off"
+    return replace(model, prefix_sharing=sharing, attention_backend=cast(AttentionBackend, prepared.backend))
+
+
+def _used_sft_model(config: SftConfig, prepared: Prepared, assembled: Assembled) -> SftModelConfig:
+    plan, policy = prepared.plan, assembled.run.policy
+    files = replace(config.model.data.train_ds, max_seq_length=plan.seq_length)
+    data = replace(config.model.data, train_ds=files, tokens_per_micro_batch=plan.tokens_per_micro_batch)
+    model = replace(config.model, data=data)
+    if policy.backend == STOCK:
+        return model
+    return replace(model, attention_backend=cast(AttentionBackend, prepared.backend))
 
 
 def _write_environment(prepared: Prepared, assembled: Assembled, directory: Path, argv: Sequence[str]) -> None:
@@ -285,11 +324,8 @@ def _told(prepared: Prepared) -> Iterator[str]:
     for split, summary in prepared.summaries:
         for line in summary.lines():
             yield f"{split}: {line}"
-    held_out = prepared.config.model.data.data_prefix.validation
-    if len(held_out) > 1:
-        yield f"note: {', '.join(name for name, _ in held_out)} are validated as one set, its mean over all their rows"
-    if any(source.weight is not None for _, sources in held_out for source in sources):
-        yield "note: weights have no meaning in validation: it is the exact mean over all rows"
+    yield from _validation_notes(prepared.config)
+    yield from (f"WARNING: {finding}" for finding in prepared.rendering.findings())
     for title, keys in (
         ("keys without meaning here", prepared.composed.ignored),
         ("keys without effect in this version", prepared.composed.without_effect),
@@ -297,6 +333,19 @@ def _told(prepared: Prepared) -> Iterator[str]:
         if keys:
             yield f"{title}:"
             yield from (f"  {key}" for key in keys)
+
+
+def _validation_notes(config: RunConfig) -> Iterator[str]:
+    if isinstance(config, SftConfig):
+        sources = [source for source in config.model.data.validation_ds.sources]
+    else:
+        held_out = config.model.data.data_prefix.validation
+        sources = [source for _, files in held_out for source in files]
+        if len(held_out) > 1:
+            names = ", ".join(name for name, _ in held_out)
+            yield f"note: {names} are validated as one set, its mean over all their rows"
+    if any(source.weight is not None for source in sources):
+        yield "note: weights have no meaning in validation: it is the exact mean over all rows"
 
 
 def _numbers(prepared: Prepared) -> Iterator[str]:
@@ -319,7 +368,3 @@ def _numbers(prepared: Prepared) -> Iterator[str]:
     yield "memory, estimated (derived): " + ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f} GB" for part in parts)
     yield f"  {memory.total / 1e9:.2f} GB in all; {plan.available_memory / 1e9:.2f} GB free on {plan.device}"
     yield from (f"note: {line}" for line in remarks(plan, config))
-
-
-def _reference_lines(todo: int, rows: int) -> Iterator[str]:
-    yield f"reference: {todo:,} rows to score, {rows - todo:,} cached"

@@ -20,22 +20,25 @@ from transformers import PreTrainedTokenizerBase
 
 from dpolish.config.compose import Composed, require_complete
 from dpolish.config.data_prefix import DataSource
-from dpolish.config.schema import DpoConfig
+from dpolish.config.schema import DpoConfig, RunConfig, SftConfig, SftFilesConfig
 from dpolish.data.ingest import Ingested, ingest, split_rows
+from dpolish.data.kinds import Demonstrations, Pairs, Record
 from dpolish.data.loader import Loader, Sources, trained_rows
 from dpolish.data.pack import Packing
 from dpolish.data.summary import DataSummary
+from dpolish.data.templates import ChatTemplate, choose_template, load_template
+from dpolish.data.templates.agreement import Rendering
 from dpolish.data.tokenize import Tokenization, check_vocabulary
 from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts, find_model, host_memory, read_model_facts
-from dpolish.losses.objective import PreferenceObjective, preference_metrics
+from dpolish.losses.objective import Objective, PreferenceObjective, SftObjective
 from dpolish.losses.preference import LOSSES, loss_options
 from dpolish.model.allocator import keep_freed_memory
 from dpolish.model.attention import choose_backend
 from dpolish.model.load import LoadedModel, load_model, load_tokenizer, logit_transform
 from dpolish.model.logprobs import Policy
 from dpolish.model.verify import verified
-from dpolish.planning import DataFacts, Machine, RunPlan, make_plan, sequence_length
+from dpolish.planning import DataFacts, Machine, RunPlan, make_plan, sequence_length, validation_batch_size
 from dpolish.records import StepRecord
 from dpolish.reference.cache import Identity, ReferenceCache, default_root
 from dpolish.reference.fingerprint import fingerprint
@@ -47,6 +50,9 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`(label, total)` → a context in which to call with the number of rows done."""
 
+PROMPT_RESPONSE = "input_output"
+"""The shape of rows that `prompt_template` makes texts of."""
+
 FLEX_MULTIPLE = 128
 """FlexAttention works in blocks of this many tokens: rows are padded to it, so that it compiles for few lengths."""
 
@@ -55,9 +61,11 @@ FLEX_MULTIPLE = 128
 class Prepared:
     """All that is known before a weight is read."""
 
-    composed: Composed
+    composed: Composed[RunConfig]
     model: ModelFacts
     tokenizer: PreTrainedTokenizerBase
+    rendering: Rendering
+    """What the rows are rendered with, beside what the model was fine-tuned with."""
     train: Ingested
     validation: Ingested | None
     summaries: tuple[tuple[str, DataSummary], ...]
@@ -68,7 +76,7 @@ class Prepared:
     plan: RunPlan
 
     @property
-    def config(self) -> DpoConfig:
+    def config(self) -> RunConfig:
         """The typed configuration."""
         return self.composed.config
 
@@ -79,32 +87,44 @@ class Assembled:
 
     run: Run
     loaded: LoadedModel
-    reference: Reference
+    reference: Reference | None
+    """What scoring the reference took; None in SFT, which has none."""
     finding: str
     """What the start-up check found, in one line."""
 
 
-def prepare(composed: Composed) -> Prepared:
+def prepare(composed: Composed[RunConfig]) -> Prepared:
     """Read sizes, tokenizer and data, and derive the plan. Raises InputError for everything that cannot work."""
     config = composed.config
     require_complete(config)
     device = choose_device(config.trainer.accelerator, config.trainer.devices)
     backend = choose_backend(config.model.attention_backend, device, composed.forbidden_attention)
-    model = read_model_facts(find_model(str(config.pretrained_checkpoint.restore_from_path)))
+    model = read_model_facts(find_model(str(config.restore_from_path)))
     tokenizer = load_tokenizer(str(model.folder))
-    train, validation, summaries = read_data(config, tokenizer, sequence_length(config, model))
+    template = template_of(config, tokenizer)
+    seq_length = sequence_length(config, model, composed.origin)
+    first = FirstRows()
+    train, validation, summaries = read_data(config, tokenizer, template, seq_length, first)
+    rendering = Rendering(
+        rows=first.rows,
+        template=template,
+        prompt_template=prompt_template_of(config, train),
+        trained=load_template(model.folder),
+        own=choose_template(tokenizer),
+        append_eod=isinstance(config, SftConfig) or config.model.data.append_eod,
+    )
     for part in filter(None, (train, validation)):
         check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
     facts = [None if part is None else data_facts(part) for part in (train, validation)]
     assert facts[0] is not None
-    plan = make_plan(config, model, facts[0], facts[1], Machine(device.type, available_memory(device)))
+    plan = make_plan(config, model, facts[0], facts[1], Machine(device.type, available_memory(device)), seq_length)
     packing = Packing(
-        shared=config.model.prefix_sharing != "off",
+        shared=sharing_of(config) != "off",
         token_budget=plan.tokens_per_micro_batch,
         micro_batch_size=config.model.micro_batch_size,
         multiple_of=FLEX_MULTIPLE if backend == "flex" else 1,
     )
-    return Prepared(composed, model, tokenizer, train, validation, summaries, device, backend, packing, plan)
+    return Prepared(composed, model, tokenizer, rendering, train, validation, summaries, device, backend, packing, plan)
 
 
 def choose_device(accelerator: str, devices: object = 1) -> torch.device:
@@ -135,24 +155,83 @@ def available_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory()
 
 
+def sharing_of(config: RunConfig) -> str:
+    """`model.prefix_sharing`; a demonstration has one completion, so there is nothing to share, and nothing to lose."""
+    return config.model.prefix_sharing if isinstance(config, DpoConfig) else "auto"
+
+
+def template_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """The chat template that `model.data.chat_template`, `chat_prompt_tokens` or the tokenizer names.
+
+    NeMo-Aligner's chats (`model.data.chat=true`) have its format where the tokenizer brings none.
+    """
+    data = config.model.data
+    template = choose_template(tokenizer, data.chat_template, data.prompt_tokens)
+    if template is None and isinstance(config, SftConfig) and config.model.data.chat:
+        return choose_template(tokenizer, "nemo")
+    return template
+
+
+def prompt_template_of(config: RunConfig, train: Ingested) -> str | None:
+    """`model.data.train_ds.prompt_template`, where a training file is of its shape."""
+    if isinstance(config, SftConfig) and any(file.format == PROMPT_RESPONSE for file in train.summary.files):
+        return config.model.data.train_ds.prompt_template
+    return None
+
+
+class FirstRows:
+    """A watch over rows as they are read, which keeps the first ones."""
+
+    def __init__(self, count: int = 64) -> None:
+        self.rows: list[Record] = []
+        self._count = count
+
+    def __call__(self, record: Record) -> None:
+        """See a row."""
+        if len(self.rows) < self._count:
+            self.rows.append(record)
+
+
+Data = tuple[Ingested, Ingested | None, tuple[tuple[str, DataSummary], ...]]
+"""Training and validation examples, and what became of every row, by split."""
+
+
 def read_data(
-    config: DpoConfig, tokenizer: PreTrainedTokenizerBase, seq_length: int
-) -> tuple[Ingested, Ingested | None, tuple[tuple[str, DataSummary], ...]]:
-    """Training and validation examples, and what became of every row."""
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+    seq_length: int,
+    watch: Callable[[Record], None],
+) -> Data:
+    """The examples of both splits, as the verb reads rows; `watch` sees the training rows."""
+    if isinstance(config, SftConfig):
+        return _read_demonstrations(config, tokenizer, template, seq_length, watch)
+    return _read_pairs(config, tokenizer, template, seq_length, watch)
+
+
+def _read_pairs(
+    config: DpoConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+    seq_length: int,
+    watch: Callable[[Record], None],
+) -> Data:
     data = config.model.data
     tokenization = Tokenization.of(
         tokenizer,
+        template=template,
         append_eod=data.append_eod,
         eod_mask_loss=data.eod_mask_loss,
         default_chosen_reward=data.default_chosen_reward,
         default_rejected_reward=data.default_rejected_reward,
     )
+    kind = Pairs(data.format, data.pairs)
 
-    def read(sources: Sequence[DataSource]) -> Ingested:
+    def read(sources: Sequence[DataSource], seen: Callable[[Record], None]) -> Ingested:
         files = [(source.weight, source.path) for source in sources]
-        return ingest(files, tokenization, seq_length=seq_length, on_overlong=data.on_overlong, format=data.format)
+        return ingest(files, kind, tokenization, seq_length=seq_length, on_overlong=data.on_overlong, watch=seen)
 
-    train = read(data.data_prefix.train)
+    train = read(data.data_prefix.train, watch)
     if not data.data_prefix.by_split and data.splits_string is not None:
         first, second, _ = split_rows(data.splits_string, len(train.examples))
         if not first:
@@ -161,7 +240,43 @@ def read_data(
             )
         return train.part(first), train.part(second) if second else None, (("train", train.summary),)
     held_out = [source for _, sources in data.data_prefix.validation for source in sources]
-    validation = read(held_out) if held_out else None
+    return _with_summaries(train, read(held_out, _unwatched) if held_out else None)
+
+
+def _unwatched(record: Record) -> None:
+    del record
+
+
+def _read_demonstrations(
+    config: SftConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+    seq_length: int,
+    watch: Callable[[Record], None],
+) -> Data:
+    data = config.model.data
+
+    def read(part: SftFilesConfig, seen: Callable[[Record], None]) -> Ingested:
+        tokenization = Tokenization.of(tokenizer, template=template, append_eod=part.add_eos, add_bos=part.add_bos)
+        kind = Demonstrations(
+            data.format,
+            prompt_template=part.prompt_template,
+            label_key=part.label_key,
+            trained_turns=data.trained_turns,
+            chat=data.chat,
+            min_length=part.min_seq_length,
+            truncate_answer=part.label_key in part.truncated_fields,
+            truncation_method=part.truncation_method,
+        )
+        files = [(source.weight, source.path) for source in part.sources]
+        length = min(part.max_seq_length or seq_length, seq_length)
+        return ingest(files, kind, tokenization, seq_length=length, on_overlong=data.on_overlong, watch=seen)
+
+    train = read(data.train_ds, watch)
+    return _with_summaries(train, read(data.validation_ds, _unwatched) if data.validation_ds.sources else None)
+
+
+def _with_summaries(train: Ingested, validation: Ingested | None) -> Data:
     summaries = (("train", train.summary), *((("validation", validation.summary),) if validation else ()))
     return train, validation, summaries
 
@@ -172,7 +287,7 @@ def data_facts(part: Ingested) -> DataFacts:
         rows=len(part.examples),
         tokens=sum(example.num_tokens for example in part.examples),
         padded_tokens=sum(example.num_padded_tokens for example in part.examples),
-        longest_pair=max(example.num_tokens for example in part.examples),
+        largest=max(example.num_tokens for example in part.examples),
     )
 
 
@@ -182,14 +297,15 @@ def identity(prepared: Prepared, backend: str) -> Identity:
 
 
 def open_cache(prepared: Prepared, backend: str) -> ReferenceCache:
-    """The store that `model.dpo.reference_cache` names."""
+    """The store that `model.dpo.reference_cache` names. DPO only."""
+    assert isinstance(prepared.config, DpoConfig)
     where = prepared.config.model.dpo.reference_cache
     root = None if where == "off" else default_root() if where == "auto" else Path(where).expanduser()
     return ReferenceCache(root, identity(prepared, backend))
 
 
 def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, progress: Progress) -> Assembled:
-    """Load, check, score the reference, and put the run together."""
+    """Load, check, score the reference if there is one, and put the run together."""
     config, plan = prepared.config, prepared.plan
     make_reproducible(plan.seed, config.trainer.deterministic is True)
     if prepared.device.type == "cpu":
@@ -204,24 +320,30 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
     policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config))
     if config.model.activations_checkpoint_granularity is not None:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
-    policy, packing, finding = verified(policy, prepared.packing, prepared.train.examples, config.model.prefix_sharing)
+    policy, packing, finding = verified(policy, prepared.packing, prepared.train.examples, sharing_of(config))
     say(finding)
-    reference, loaders = _reference(prepared, policy, packing, say, progress)
+    reference, scores = None, dict[int, npt.NDArray[np.float32]]()
+    if isinstance(config, DpoConfig):
+        reference, scores = _reference(prepared, policy, packing, say, progress)
+    batch_sizes = (config.model.global_batch_size, validation_batch_size(config))
+    loaders = [
+        Loader(part.examples, scores.get(index), batch_sizes[index], packing)
+        for index, part in enumerate(_parts(prepared))
+    ]
     run = Run(
         plan=plan,
         policy=policy,
         data=loaders[0],
-        sources=Sources(prepared.train.sizes, prepared.train.weights),
+        sources=sources_of(prepared),
         validation=loaders[1] if prepared.validation is not None else None,
         objective=objective_of(config),
-        summarise=preference_metrics,
         optimizer=Optimizer(
             loaded.model,
             name=config.model.optim.name,
             betas=config.model.optim.betas,
             eps=config.model.optim.eps,
             weight_decay=config.model.optim.weight_decay,
-            max_norm=config.trainer.dpo.gradient_clip_val,
+            max_norm=config.loop.gradient_clip_val,
             initial=loaded.masters,
         ),
         where=prepared.train.where,
@@ -241,41 +363,53 @@ def make_reproducible(seed: int, deterministic: bool) -> None:
 
 def _reference(
     prepared: Prepared, policy: Policy, packing: Packing, say: Say, progress: Progress
-) -> tuple[Reference, list[Loader]]:
-    """Reference scores of all rows, and the loaders that carry them: training, then validation if there is any."""
+) -> tuple[Reference, dict[int, npt.NDArray[np.float32]]]:
+    """What scoring took, and the scores of every row of part 0, training, and 1, validation, if there is any."""
     config = prepared.config
+    assert isinstance(config, DpoConfig)
     cache = open_cache(prepared, policy.backend)
     for note in cache.notes:
         say(note)
-    parts = [part for part in (prepared.train, prepared.validation) if part is not None]
-    needed = needed_rows(prepared)
+    parts, needed = _parts(prepared), needed_rows(prepared)
     examples = [part.examples[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
     where = [part.where[row] for part, rows in zip(parts, needed, strict=True) for row in rows]
     scoring = replace(packing, micro_batch_size=config.model.dpo.log_prob_forward_micro_batch_size)
     policy.model.train(False)
     reference = score(policy, examples, scoring, cache, where, progress)
     say(f"reference: {reference.num_scored:,} rows scored, {reference.num_cached:,} from the cache")
-    loaders, first = [], 0
-    for part, rows in zip(parts, needed, strict=True):
-        values = np.full((len(part.examples), 2), np.nan, dtype=np.float32)
-        values[rows] = reference.logprobs[first : first + len(rows)]
-        loaders.append(Loader(part.examples, values, config.model.global_batch_size, packing))
+    scores, first = {}, 0
+    for index, (part, rows) in enumerate(zip(parts, needed, strict=True)):
+        scores[index] = np.full((len(part.examples), 2), np.nan, dtype=np.float32)
+        scores[index][rows] = reference.logprobs[first : first + len(rows)]
         first += len(rows)
-    return reference, loaders
+    return reference, scores
+
+
+def _parts(prepared: Prepared) -> list[Ingested]:
+    return [part for part in (prepared.train, prepared.validation) if part is not None]
+
+
+def sources_of(prepared: Prepared) -> Sources:
+    """The training rows of each file, their shares, and whether they are shuffled."""
+    config = prepared.config
+    shuffled = not isinstance(config, SftConfig) or config.model.data.train_ds.shuffle
+    return Sources(prepared.train.sizes, prepared.train.weights, shuffled)
 
 
 def needed_rows(prepared: Prepared) -> list[npt.NDArray[np.int64]]:
     """The rows that the run reads, of the training part and of the validation part if there is one."""
     plan, batch = prepared.plan, prepared.plan.global_batch_size
-    sources = Sources(prepared.train.sizes, prepared.train.weights)
+    sources = sources_of(prepared)
     rows = [trained_rows(plan.seed, sources, batch, plan.steps_per_epoch, plan.total_steps)]
     if prepared.validation is not None:
         rows.append(np.arange(min(len(prepared.validation.examples), plan.validation_batches * batch)))
     return rows
 
 
-def objective_of(config: DpoConfig) -> PreferenceObjective:
-    """The objective that `model.dpo` describes; a loss gets those of its options that the section has."""
+def objective_of(config: RunConfig) -> Objective:
+    """The objective that `model.dpo` describes, or SFT's; a loss gets those of its options that the section has."""
+    if isinstance(config, SftConfig):
+        return SftObjective(config.model.loss_average)
     dpo = config.model.dpo
     options = {name: getattr(dpo, name) for name in loss_options(dpo.preference_loss) if hasattr(dpo, name)}
     return PreferenceObjective(

@@ -9,13 +9,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dpolish.config.schema import DpoConfig
+from dpolish.config.schema import DpoConfig, RunConfig, SftConfig
 from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts
 from dpolish.schedule import Schedule, steps_of
 
 CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU: enough for full matrix speed; more only takes memory."""
+SEQUENCE_KEYS: Mapping[str, str] = {"dpo": "model.data.seq_length", "sft": "model.data.train_ds.max_seq_length"}
+"""Where each verb has the length of a sequence."""
 DEFAULT_LONGEST = 4096
 """Sequence length where the model allows more and nobody asked."""
 
@@ -28,9 +30,9 @@ class DataFacts:
     tokens: int
     """Tokens of all rows, a shared prompt once."""
     padded_tokens: int
-    """Tokens of all rows as two padded sequences each."""
-    longest_pair: int
-    """Tokens of the largest row: prompt and both answers."""
+    """Tokens of all rows as padded sequences, two for a pair."""
+    largest: int
+    """Tokens of the largest row: prompt and all its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,47 +97,57 @@ class RunPlan:
         return any(self.schedule.lr_at(earlier) > 0 for earlier in range(step))
 
 
-def sequence_length(config: DpoConfig, model: ModelFacts) -> int:
-    """`model.data.seq_length`, or the model's own limit up to 4096.
+def sequence_length(config: RunConfig, model: ModelFacts, origin: Mapping[str, str]) -> int:
+    """The configured length of a sequence, or the model's own limit up to 4096.
 
-    Raises ConfigError for a length that the model cannot do.
+    A length that is only a default gives way to a smaller limit. Raises ConfigError for one that was asked for and that
+    the model cannot do.
     """
-    asked = config.model.data.seq_length
+    key = SEQUENCE_KEYS[config.verb]
+    asked = config.seq_length if _asked(key, origin) else None
     limit = model.max_positions
     if asked is not None and limit is not None and asked > limit:
         raise ConfigError(
-            f"model.data.seq_length={asked} is more than the {limit} positions of {model.folder}. "
+            f"{key}={asked} is more than the {limit} positions of {model.folder}. "
             f"Set it to {limit} or less; longer rows are dropped, counted and named"
         )
-    length = asked if asked is not None else min(limit or DEFAULT_LONGEST, DEFAULT_LONGEST)
+    default = config.seq_length or DEFAULT_LONGEST
+    length = asked if asked is not None else min(limit or default, default)
     if model.varying_rope is not None and length > model.varying_rope[1]:
         kind, start = model.varying_rope
         if asked is None:
             return start
         raise ConfigError(
-            f"model.data.seq_length={length}: beyond {start} tokens the {kind} rotary positions of {model.folder} "
+            f"{key}={length}: beyond {start} tokens the {kind} rotary positions of {model.folder} "
             "depend on the longest row of a batch, so that a pair's loss would depend on its neighbours. "
             f"Set it to {start} or less"
         )
     return length
 
 
+def _asked(key: str, origin: Mapping[str, str]) -> bool:
+    """Whether somebody set the length, with its own key or with the one that it follows."""
+    return "given" in (origin.get(key), origin.get("model.encoder_seq_length"))
+
+
 def make_plan(
-    config: DpoConfig, model: ModelFacts, train: DataFacts, validation: DataFacts | None, machine: Machine
+    config: RunConfig,
+    model: ModelFacts,
+    train: DataFacts,
+    validation: DataFacts | None,
+    machine: Machine,
+    seq_length: int,
 ) -> RunPlan:
     """All derived numbers. Raises ConfigError for combinations that cannot work, with the way out."""
-    seq_length = sequence_length(config, model)
     batch = config.model.global_batch_size
     full_epoch = math.ceil(train.rows / batch)
-    trainer = config.trainer.dpo
-    steps_per_epoch = share_or_count(trainer.limit_train_batches, full_epoch)
-    total = trainer.max_epochs * steps_per_epoch
-    if trainer.max_steps > 0:
-        total = min(total, trainer.max_steps)
+    loop = config.loop
+    steps_per_epoch = share_or_count(loop.limit_train_batches, full_epoch)
+    total = _total_steps(config, steps_per_epoch)
     budget = _token_budget(config, model, train, machine, seq_length)
     validation_rows = validation.rows if validation else 0
-    full_validation = math.ceil(validation_rows / batch)
-    limit = trainer.limit_val_batches
+    full_validation = math.ceil(validation_rows / validation_batch_size(config))
+    limit = loop.limit_val_batches
     precision = _precision(config, machine)
     return RunPlan(
         seed=config.model.seed,
@@ -147,14 +159,21 @@ def make_plan(
         steps_per_epoch=steps_per_epoch,
         epochs=math.ceil(total / steps_per_epoch),
         total_steps=total,
-        val_interval=_interval(trainer.val_check_interval, steps_per_epoch),
+        val_interval=_interval(loop.val_check_interval, steps_per_epoch),
         validation_rows=validation_rows,
         validation_batches=share_or_count(limit, full_validation) if limit and full_validation else 0,
         tokens_per_micro_batch=budget,
         schedule=_schedule(config, model, total),
-        memory=memory_of(config, model, precision, budget or _padded_tokens(config, train), train.longest_pair),
+        memory=memory_of(config, model, precision, budget or _padded_tokens(config, train), train.largest),
         available_memory=machine.memory,
     )
+
+
+def validation_batch_size(config: RunConfig) -> int:
+    """Rows of a global batch in validation: what `limit_val_batches` counts."""
+    if isinstance(config, SftConfig):
+        return config.model.data.validation_ds.global_batch_size
+    return config.model.global_batch_size
 
 
 def share_or_count(limit: int | float, total: int) -> int:
@@ -166,18 +185,27 @@ def share_or_count(limit: int | float, total: int) -> int:
     return max(1, math.floor(limit * total)) if isinstance(limit, float) else min(limit, total)
 
 
+def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """Epochs or `max_steps`, whichever ends first; NeMo's `sample` lets SFT go on beyond its epochs."""
+    loop = config.loop
+    if loop.max_steps > 0 and isinstance(config, SftConfig) and config.model.data.sample:
+        return loop.max_steps
+    total = loop.max_epochs * steps_per_epoch
+    return min(total, loop.max_steps) if loop.max_steps > 0 else total
+
+
 def _interval(value: int | float, steps_per_epoch: int) -> int:
     return max(1, math.floor(value * steps_per_epoch)) if isinstance(value, float) else value
 
 
-def _precision(config: DpoConfig, machine: Machine) -> str:
+def _precision(config: RunConfig, machine: Machine) -> str:
     asked = config.trainer.precision
     if asked is None:
         return "bf16" if machine.device == "cuda" else "32"
     return "32" if asked == "32" else "bf16"
 
 
-def _schedule(config: DpoConfig, model: ModelFacts, total_steps: int) -> Schedule:
+def _schedule(config: RunConfig, model: ModelFacts, total_steps: int) -> Schedule:
     sched, spans = config.model.optim.sched, config.model.optim.sched.max_steps or total_steps
     return Schedule(
         name=sched.name,
@@ -193,14 +221,14 @@ def _schedule(config: DpoConfig, model: ModelFacts, total_steps: int) -> Schedul
 
 
 def _token_budget(
-    config: DpoConfig, model: ModelFacts, train: DataFacts, machine: Machine, seq_length: int
+    config: RunConfig, model: ModelFacts, train: DataFacts, machine: Machine, seq_length: int
 ) -> int | None:
     """Tokens of a packed micro-batch, or None for padded ones. Refuses a padded batch that does not divide."""
     micro, batch, data = config.model.micro_batch_size, config.model.global_batch_size, config.model.data
     if not data.packing:
         if data.tokens_per_micro_batch is not None:
             raise ConfigError(
-                "model.data.tokens_per_micro_batch needs model.data.packing=true; padded batches count pairs"
+                "model.data.tokens_per_micro_batch needs model.data.packing=true; padded batches count rows"
             )
         if batch % micro:
             fits = [size for size in range(1, batch + 1) if batch % size == 0]
@@ -213,20 +241,20 @@ def _token_budget(
         return None
     if data.tokens_per_micro_batch is not None:
         return data.tokens_per_micro_batch
-    budget = 2 * micro * seq_length  # what a padded micro-batch of NeMo holds
+    budget = (2 if config.verb == "dpo" else 1) * micro * seq_length  # what a padded micro-batch of NeMo holds
     if machine.device == "cpu":
         budget = min(budget, CPU_TOKENS)
     one = memory_of(config, model, _precision(config, machine), 1, 1)
     room = 0.9 * machine.memory - one.weights - one.gradients - one.optimizer
     per_token = one.activations + one.head
-    return max(train.longest_pair if room <= 0 else min(budget, int(room / per_token)), 1)
+    return max(train.largest if room <= 0 else min(budget, int(room / per_token)), 1)
 
 
-def _padded_tokens(config: DpoConfig, train: DataFacts) -> int:
+def _padded_tokens(config: RunConfig, train: DataFacts) -> int:
     return math.ceil(config.model.micro_batch_size * train.padded_tokens / max(train.rows, 1))
 
 
-def memory_of(config: DpoConfig, model: ModelFacts, precision: str, budget: int, longest_pair: int) -> Memory:
+def memory_of(config: RunConfig, model: ModelFacts, precision: str, budget: int, largest: int) -> Memory:
     """Estimated bytes of one step. Activations: what the layers of a gated transformer keep for backward, per token.
 
     Nine vectors of the hidden size (norms, queries, attention, residuals), keys and values, four of the feed-forward
@@ -234,7 +262,7 @@ def memory_of(config: DpoConfig, model: ModelFacts, precision: str, budget: int,
     """
     size = 4 if precision == "32" else 2
     parameters = model.num_parameters
-    tokens = max(budget, longest_pair)
+    tokens = max(budget, largest)
     per_layer = 9 * model.hidden_size + 2 * model.key_value_size + 4 * model.intermediate_size
     layers = model.num_layers
     if config.model.activations_checkpoint_granularity is not None:
@@ -253,28 +281,33 @@ def memory_of(config: DpoConfig, model: ModelFacts, precision: str, budget: int,
 # --- what `dpolish plan` prints ---------------------------------------------------------------------------------------
 
 
-_SHOWN = (
-    "model.prefix_sharing",
-    "model.dpo.preference_loss",
-    "model.dpo.ref_policy_kl_penalty",
-    "model.dpo.preference_loss_weight",
-    "model.dpo.sft_loss_weight",
-    "model.dpo.preference_average_log_probs",
+_SHOWN: Mapping[str, tuple[str, ...]] = {
+    "dpo": (
+        "model.prefix_sharing",
+        "model.dpo.preference_loss",
+        "model.dpo.ref_policy_kl_penalty",
+        "model.dpo.preference_loss_weight",
+        "model.dpo.sft_loss_weight",
+        "model.dpo.preference_average_log_probs",
+    ),
+    "sft": ("model.loss_average", "model.data.sample"),
+}
+_SHOWN_ALWAYS = (
     "model.optim.lr",
     "model.optim.weight_decay",
     "model.optim.sched.name",
     "model.optim.sched.warmup_steps",
     "model.optim.sched.constant_steps",
     "model.optim.sched.min_lr",
-    "trainer.dpo.max_steps",
-    "trainer.dpo.gradient_clip_val",
+    "trainer.{verb}.max_steps",
+    "trainer.{verb}.gradient_clip_val",
     "trainer.deterministic",
     "model.seed",
 )
 """Keys that decide a run, besides those that stand above them with what follows."""
 
 
-def describe(plan: RunPlan, config: DpoConfig, origin: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def describe(plan: RunPlan, config: RunConfig, origin: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """(name, value, mark) of every number; the mark is default, given, environment or derived."""
 
     def marked(key: str, value: object) -> tuple[str, str, str]:
@@ -282,14 +315,11 @@ def describe(plan: RunPlan, config: DpoConfig, origin: Mapping[str, str]) -> Ite
 
     yield "device", plan.device, "derived" if config.trainer.accelerator == "auto" else "given"
     yield ("trainer.precision", plan.precision, "derived" if config.trainer.precision is None else "given")
-    yield (
-        "model.data.seq_length",
-        str(plan.seq_length),
-        "derived" if config.model.data.seq_length is None else "given",
-    )
+    length = SEQUENCE_KEYS[config.verb]
+    yield length, str(plan.seq_length), "given" if _asked(length, origin) else "derived"
     yield "training rows", str(plan.rows), "derived"
     yield marked("model.global_batch_size", plan.global_batch_size)
-    yield marked("trainer.dpo.max_epochs", config.trainer.dpo.max_epochs)
+    yield marked(f"trainer.{config.verb}.max_epochs", config.loop.max_epochs)
     yield "steps per epoch", str(plan.steps_per_epoch), "derived"
     yield "optimizer steps", str(plan.total_steps), "derived"
     budget = plan.tokens_per_micro_batch
@@ -300,7 +330,7 @@ def describe(plan: RunPlan, config: DpoConfig, origin: Mapping[str, str]) -> Ite
         yield "model.data.tokens_per_micro_batch", str(budget), mark
     validates = f"{plan.validation_batches} batches every {plan.val_interval} steps and after the last"
     yield "validation", validates if plan.validation_batches else "none", "derived"
-    for key in _SHOWN:
+    for key in (*_SHOWN[config.verb], *(key.format(verb=config.verb) for key in _SHOWN_ALWAYS)):
         yield marked(key, functools.reduce(getattr, key.split("."), config))
 
 
@@ -313,10 +343,14 @@ def curve(plan: RunPlan, points: int = 12) -> list[tuple[int, float]]:
     return [(step + 1, plan.schedule.lr_at(step)) for step in sorted(chosen)]
 
 
-def remarks(plan: RunPlan, config: DpoConfig) -> Iterator[str]:
+def remarks(plan: RunPlan, config: RunConfig) -> Iterator[str]:
     """What a user should know before starting: traps, and values outside the tutorial's advice."""
     yield from _traps(plan)
-    yield from _against_advice(plan, config)
+    if isinstance(config, DpoConfig):
+        yield from _against_advice(plan, config)
+    if config.model.optim.lr > 1e-3:
+        usual = "DPO uses 1e-7 to 1e-5" if config.verb == "dpo" else "SFT uses 1e-6 to 1e-4"
+        yield f"model.optim.lr={config.model.optim.lr:g} is far beyond what fine-tuning survives; {usual}"
     if plan.memory.total > plan.available_memory:
         yield (
             f"about {plan.memory.total / 1e9:.1f} GB are needed and {plan.available_memory / 1e9:.1f} GB are free: "
@@ -365,5 +399,3 @@ def _against_advice(plan: RunPlan, config: DpoConfig) -> Iterator[str]:
             "ipo here sums log-probabilities over tokens, as NeMo-Aligner does; "
             "other trainers average (preference_average_log_probs=true)"
         )
-    if config.model.optim.lr > 1e-3:
-        yield f"model.optim.lr={config.model.optim.lr:g} is far beyond what fine-tuning survives; DPO uses 1e-7 to 1e-5"

@@ -33,8 +33,8 @@ MODEL = ModelFacts(
     max_positions=2048,
     varying_rope=None,
 )
-TRAIN = DataFacts(rows=1000, tokens=300_000, padded_tokens=400_000, longest_pair=900)
-VALIDATION = DataFacts(rows=100, tokens=30_000, padded_tokens=40_000, longest_pair=700)
+TRAIN = DataFacts(rows=1000, tokens=300_000, padded_tokens=400_000, largest=900)
+VALIDATION = DataFacts(rows=100, tokens=30_000, padded_tokens=40_000, largest=700)
 CPU, GPU = Machine("cpu", 16 * 10**9), Machine("cuda", 80 * 10**9)
 
 
@@ -183,8 +183,8 @@ def test_the_derived_budget_fits_into_memory() -> None:
     assert made.memory.total < 100e6
 
 
-def test_where_nothing_fits_the_longest_pair_is_tried() -> None:
-    assert plan(machine=Machine("cpu", 10**6)).tokens_per_micro_batch == TRAIN.longest_pair
+def test_where_nothing_fits_the_largest_is_tried() -> None:
+    assert plan(machine=Machine("cpu", 10**6)).tokens_per_micro_batch == TRAIN.largest
 
 
 @pytest.mark.parametrize(("batch", "micro"), [(5, 2), (8, 3), (2, 4), (1, 9), (64, 5), (40, 7), (9, 6), (31, 30)])
@@ -212,7 +212,7 @@ def test_a_budget_needs_packing() -> None:
 
 
 def test_memory_by_hand() -> None:
-    made = memory_of(config(), MODEL, "32", budget=1000, longest_pair=900)
+    made = memory_of(config(), MODEL, "32", budget=1000, largest=900)
     assert (made.weights, made.gradients, made.optimizer) == (4_000_000, 4_000_000, 8_000_000)
     assert made.activations == 1000 * 10 * (9 * 100 + 2 * 50 + 4 * 300) * 4
     assert made.head == 1000 * 1000 * 4
@@ -220,12 +220,12 @@ def test_memory_by_hand() -> None:
 
 
 def test_memory_in_bfloat16_counts_float32_masters() -> None:
-    made = memory_of(config(), MODEL, "bf16", budget=1000, longest_pair=900)
+    made = memory_of(config(), MODEL, "bf16", budget=1000, largest=900)
     assert (made.weights, made.gradients, made.optimizer) == (2_000_000, 4_000_000, 12_000_000)
 
 
 def test_memory_follows_what_decides_it() -> None:
-    base = memory_of(config(), MODEL, "32", budget=1000, longest_pair=900)
+    base = memory_of(config(), MODEL, "32", budget=1000, largest=900)
     checkpointed = config("model.activations_checkpoint_granularity=full")
     assert memory_of(checkpointed, MODEL, "32", 1000, 900).activations < base.activations / 5
     assert memory_of(config(), MODEL, "32", 2000, 900).activations == 2 * base.activations

@@ -8,16 +8,23 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dpolish.data.templates import TemplateRecord, choose_template, save_template
 from dpolish.errors import RunError
 from dpolish.files import cannot_write, sync_directory
 from dpolish.model.load import restore_noise, silence
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, silenced: Mapping[str, float], folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    silenced: Mapping[str, float],
+    folder: Path,
+    template: TemplateRecord | None = None,
 ) -> None:
     """Write weights (in the dtype they were trained in), configuration and tokenizer to `folder`, which must not exist.
 
+    `template` is what the rows were rendered with: it is recorded, the tokenizer gets it, and generation stops where a
+    turn ends in it.
     Everything is written and made durable beside it, then renamed: `folder` is complete or not there. Raises RunError,
     also for weights that are not finite.
     """
@@ -29,6 +36,9 @@ def save_model(
     restore_noise(model.config, dict(silenced))
     try:
         unfinished.mkdir(parents=True)
+        if template is not None:
+            _adopt(template, model, tokenizer)
+            save_template(unfinished, template)
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         _make_durable(unfinished)
@@ -41,6 +51,19 @@ def save_model(
     finally:
         silence(model.config)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _adopt(template: TemplateRecord, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer its chat template, and generation the token that ends a turn, where that is one token."""
+    if not template.source:
+        return
+    tokenizer.chat_template = template.source
+    chosen = choose_template(tokenizer)
+    stop = tokenizer.get_added_vocab().get(chosen.stop) if chosen is not None else None
+    if stop is not None and model.generation_config is not None:
+        known = model.generation_config.eos_token_id
+        ends = [known] if isinstance(known, int) else list(known or ())
+        model.generation_config.eos_token_id = list(dict.fromkeys([*ends, stop]))
 
 
 def _make_durable(folder: Path) -> None:

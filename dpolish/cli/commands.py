@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpolish.cli.check import check
+
 if TYPE_CHECKING:
     from dpolish.config.compose import Composed
+    from dpolish.config.schema import RunConfig
 
 _GRAMMAR = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 """`-1` in an override is a value, not an option."""
 
 
 def _configured(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments that `dpo` and `plan` share."""
+    """The arguments that `dpo`, `sft` and `plan` share."""
     options = [
         click.option("--config", type=click.Path(path_type=Path), help="YAML file, in NeMo-Aligner's names."),
-        click.option("--model", help="Hugging Face folder or hub id (pretrained_checkpoint.restore_from_path)."),
-        click.option("--train", multiple=True, help="Training file; repeatable (model.data.data_prefix.train)."),
-        click.option(
-            "--validation", multiple=True, help="Validation file; repeatable (model.data.data_prefix.validation)."
-        ),
+        click.option("--model", help="Hugging Face folder or hub id."),
+        click.option("--train", multiple=True, help="Training file, or a data set's hub id; repeatable."),
+        click.option("--validation", multiple=True, help="Validation file; repeatable."),
         click.option("--output", help="Run directory (exp_manager.explicit_log_dir)."),
         click.option("--cfg", type=click.Choice(["job"]), help="Print the resolved configuration and stop."),
         click.option("--config-path", hidden=True),
@@ -37,8 +38,9 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _compose(options: dict[str, Any]) -> "Composed":
+def _compose(options: dict[str, Any], verb: str) -> "Composed[RunConfig]":
     from dpolish.config.compose import compose, find_config
+    from dpolish.config.schema import ROOTS
     from dpolish.errors import ConfigError
     from dpolish.registry import did_you_mean
 
@@ -51,10 +53,12 @@ def _compose(options: dict[str, Any]) -> "Composed":
     file = options["config"]
     if file is None:
         script = Path(sys.argv[0]).resolve().parent
-        file = find_config(options["config_path"], options["config_name"], options["config_dir"], script)
+        names = (options["config_path"], options["config_name"], options["config_dir"])
+        file = find_config(*names, script, root=ROOTS[verb])
     return compose(
         file,
         options["overrides"],
+        root=ROOTS[verb],
         model=options["model"],
         train=options["train"],
         validation=options["validation"],
@@ -62,7 +66,7 @@ def _compose(options: dict[str, Any]) -> "Composed":
     )
 
 
-def _print_configuration(composed: "Composed") -> None:
+def _print_configuration(composed: "Composed[RunConfig]") -> None:
     from dpolish.config.compose import to_yaml
 
     click.echo(to_yaml(composed.config), nl=False)
@@ -79,7 +83,24 @@ def dpo(cfg: str | None, **options: Any) -> None:
     dpolish dpo --model ./sft_model --train train.jsonl --validation valid.jsonl --output results/dpo \\
         model.global_batch_size=64 model.dpo.ref_policy_kl_penalty=0.1
     """
-    composed = _compose(options)
+    _train(_compose(options, "dpo"), cfg)
+
+
+@click.command(context_settings=_GRAMMAR)
+@_configured
+def sft(cfg: str | None, **options: Any) -> None:
+    """Fine-tune on demonstrations (SFT).
+
+    OVERRIDES are in Hydra's grammar: key=value, +key=value, ++key=value, ~key, left to right.
+
+    \b
+    dpolish sft --model ./base_model --train train.jsonl --validation valid.jsonl --output results/sft \\
+        model.data.train_ds.global_batch_size=64 model.optim.lr=5e-6
+    """
+    _train(_compose(options, "sft"), cfg)
+
+
+def _train(composed: "Composed[RunConfig]", cfg: str | None) -> None:
     if cfg is not None:
         _print_configuration(composed)
         return
@@ -90,16 +111,19 @@ def dpo(cfg: str | None, **options: Any) -> None:
 
 
 @click.command(context_settings=_GRAMMAR)
+@click.option("--sft", "verb", flag_value="sft", help="Plan a run of `dpolish sft` instead of `dpolish dpo`.")
 @_configured
-def plan(cfg: str | None, **options: Any) -> None:
+def plan(cfg: str | None, verb: str | None, **options: Any) -> None:
     """Print every derived number of a run, and train nothing.
 
-    Takes the arguments of `dpolish dpo`. Each value is marked default, given or derived.
+    Takes the arguments of `dpolish dpo`, or with --sft those of `dpolish sft`. Each value is marked default, given or
+    derived.
 
     \b
     dpolish plan --model ./sft_model --train train.jsonl model.global_batch_size=256
+    dpolish plan --sft --model ./base_model --train train.jsonl
     """
-    composed = _compose(options)
+    composed = _compose(options, verb or "dpo")
     if cfg is not None:
         _print_configuration(composed)
         return
@@ -108,6 +132,23 @@ def plan(cfg: str | None, **options: Any) -> None:
 
     for line in api.plan(composed):
         click.echo(line)
+
+
+@click.command()
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Hugging Face folder.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What the user says; repeatable.")
+@click.option("--max-new-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
+def generate(model: Path, prompts: tuple[str, ...], max_new_tokens: int) -> None:
+    """Print a model's greedy answers, each up to the end of the turn in the template that it was trained with.
+
+    \b
+    dpolish generate --model results/dpo/model --prompt "Which year was the Magna Carta signed?"
+    """
+    _prepare_process()
+    from dpolish import api
+
+    for answer in api.generate(model, prompts, max_new_tokens):
+        click.echo(answer)
 
 
 @click.command()
@@ -132,4 +173,4 @@ def _prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-COMMANDS = {"dpo": dpo, "plan": plan, "demo": demo}
+COMMANDS = {"dpo": dpo, "sft": sft, "check": check, "plan": plan, "generate": generate, "demo": demo}

@@ -58,6 +58,13 @@ def beyond_one(value: int, what: str) -> bool | str:
     return below(1, value) or (value > 1 and later(f"{what} is", "set it to 1"))
 
 
+def nemo_archive(path: str | None) -> bool | str:
+    """The fault of a model that is a .nemo archive or folder; null has none."""
+    return (path or "").rstrip("/").endswith(".nemo") and (
+        later("reading .nemo is", f"convert {path!r} to a Hugging Face folder and name that")
+    )
+
+
 def count_devices(devices: int | Literal["auto"] | tuple[int, ...]) -> int:
     """How many devices are asked for; auto and -1 count as one until the machine is known."""
     if isinstance(devices, tuple):

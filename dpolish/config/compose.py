@@ -1,41 +1,50 @@
-"""From defaults, a YAML file, overrides and four flags to one typed `DpoConfig`, or one error that names every fault.
+"""From defaults, a YAML file, overrides and four flags to one typed configuration, or one error about every fault.
 
     defaults → --config FILE → overrides, left to right → --model, --train, --validation, --output
-             → interpolations → types and ranges → DpoConfig
+             → interpolations → types and ranges → DpoConfig or SftConfig
 
-The grammar of overrides is hydra-core's, interpolations are OmegaConf's. Strictness is ours: a key that the schema and
+The grammar of overrides is hydra-core's, interpolations are OmegaConf's. Strictness is ours: a key that the tree and
 `nemo_keys` do not know is an error in a file, in `a.b=`, in `+a.b=` and in `++a.b=` alike.
 """
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
 
 import yaml
 
 from dpolish.config.checks import SectionError
-from dpolish.config.draft import REQUIRED, Draft
-from dpolish.config.keys import all_keys, plain, section_fields
-from dpolish.config.nemo_keys import reason_ignored
-from dpolish.config.schema import DpoConfig
+from dpolish.config.draft import Draft
+from dpolish.config.escapes import write_escapes
+from dpolish.config.interpolation import escaped
+from dpolish.config.keys import Key, all_keys, plain, section_fields
+from dpolish.config.schema import DpoConfig, DpoDataConfig, RunConfig
 from dpolish.config.sources import Setting, file_settings, flag_settings, override_settings
+from dpolish.config.trees import tree_of
 from dpolish.config.typed import UnknownNameError, typed
 from dpolish.errors import ConfigError, join_faults
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Origin = Literal["default", "given", "environment"]
+C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
+C = TypeVar("C", bound=RunConfig)
+S = TypeVar("S", bound="DataclassInstance")
 
 _DETERMINISTIC, _ATTENTION = "trainer.deterministic", "model.attention_backend"
+_FLASH = "model.use_flash_attention"
 _SWITCHES = {"segments": "NVTE_FLASH_ATTN", "flex": "NVTE_FUSED_ATTN"}
 
 
 @dataclass(frozen=True, slots=True)
-class Composed:
+class Composed(Generic[C_co]):
     """A configuration, and what the user has to be told about it."""
 
-    config: DpoConfig
+    config: C_co
     origin: Mapping[str, Origin]
     """Where the value of each key comes from."""
     ignored: tuple[str, ...]
@@ -43,12 +52,17 @@ class Composed:
     without_effect: tuple[str, ...]
     """`key: reason` of the keys that have no effect in this version and were given another value than their default."""
     forbidden_attention: frozenset[str]
-    """Backends that the environment forbids; `auto` must not choose them."""
+    """Backends that the environment or the configuration forbids; `auto` must not choose them."""
 
     @property
     def resolved(self) -> dict[str, object]:
         """Every value, as a plain tree."""
         return cast(dict[str, object], plain(self.config))
+
+    def chosen(self, key: str) -> bool:
+        """True where somebody gave the key's value, or that of the key which it follows."""
+        followed = all_keys(type(self.config))[key].followed
+        return self.origin[key] != "default" or (followed is not None and self.chosen(followed))
 
 
 class _Faults:
@@ -68,12 +82,12 @@ class _Faults:
 
     def raise_all(self, draft: Draft) -> None:
         """Raise one error about all of them, unknown keys and names first; say nothing twice about a followed value."""
-        followers = {key.name: key.followed for key in all_keys().values() if key.name not in draft.given}
-        values = [text for key, text in self._of_values.items() if followers.get(key) not in self._of_values]
+        values = [text for key, text in self._of_values.items() if draft.followed(key) not in self._of_values]
         if self._unknown or values:
             raise ConfigError(join_faults([*self._unknown, *values]))
 
 
+@overload
 def compose(
     config_file: Path | None = None,
     overrides: Sequence[str] = (),
@@ -83,45 +97,77 @@ def compose(
     validation: Sequence[str] = (),
     output: str | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> Composed:
-    """The configuration that a file, overrides and flags imply; a ConfigError lists every fault with its place."""
-    faults, draft = _Faults(), Draft()
-    for setting in _settings(config_file, overrides, flag_settings(model, train, validation, output), faults):
+) -> Composed[DpoConfig]: ...
+
+
+@overload
+def compose(
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    root: type[C],
+    model: str | None = None,
+    train: Sequence[str] = (),
+    validation: Sequence[str] = (),
+    output: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Composed[C]: ...
+
+
+def compose(
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    root: type = DpoConfig,
+    model: str | None = None,
+    train: Sequence[str] = (),
+    validation: Sequence[str] = (),
+    output: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Composed[RunConfig]:
+    """The configuration that a file, overrides and flags imply; a ConfigError lists every fault with its place.
+
+    `root` is the tree: DpoConfig or SftConfig.
+    """
+    faults, draft = _Faults(), Draft(root)
+    flags = flag_settings({"model": model, "train": train, "validation": validation, "output": output}, root)
+    for setting in _settings(config_file, overrides, flags, root, faults):
         try:
             draft.apply(setting)
         except ConfigError as error:
             faults.add(f"{setting.where} {setting.key}", error)
-    values = _typed_values(draft, faults)
+    values = _typed_values(draft, root, faults)
     origin: dict[str, Origin] = {key: "given" if key in draft.given else "default" for key in draft.values}
-    _heed_environment(values, origin, environ)
-    config = cast(DpoConfig, _build(DpoConfig, "", values, draft, faults))
-    forbidden = forbidden_attention(environ)
+    forbidden = _heed_environment(values, origin, environ)
+    config = _build(root(), "", values, draft, faults)
     if config.model.attention_backend in forbidden:
-        switch = _SWITCHES[config.model.attention_backend]
-        fault = f"{config.model.attention_backend} contradicts {switch}=0 in the environment: change one of them"
+        switch = f"{_SWITCHES[config.model.attention_backend]}=0 in the environment"
+        if config.model.attention_backend not in forbidden_attention(environ):
+            switch = f"{_FLASH}=false"
+        fault = f"{config.model.attention_backend} contradicts {switch}: change one of them"
         faults.add(_ATTENTION, ConfigError(f"{draft.where(_ATTENTION)}: {fault}"))
     faults.raise_all(draft)
     return Composed(
         config=config,
         origin=origin,
-        ignored=tuple(f"{key}: {reason_ignored(key)}" for key in draft.ignored),
+        ignored=tuple(f"{key}: {tree_of(root).nemo.reason_ignored(key)}" for key in draft.ignored),
         without_effect=tuple(
             f"{key.name}: {key.metadata['idle']}"
-            for key in all_keys().values()
-            if "idle" in key.metadata and key.name in draft.given and plain(values[key.name]) != key.default
+            for key in all_keys(root).values()
+            if "idle" in key.metadata and key.name in draft.given and _differs(key, values)
         ),
         forbidden_attention=forbidden,
     )
 
 
-def require_complete(config: DpoConfig) -> None:
+def require_complete(config: RunConfig) -> None:
     """Raise one ConfigError about every value that a run cannot do without and that nobody gave."""
-    missing = [
-        not (config.pretrained_checkpoint.restore_from_path or "").strip(),
-        not config.model.data.data_prefix.train,
-    ]
+    files = config.model.data
+    sources = files.data_prefix.train if isinstance(files, DpoDataConfig) else files.train_ds.sources
+    missing = [not (config.restore_from_path or "").strip(), not sources]
+    required = tree_of(type(config)).required
     faults = [
-        f"{key} is missing: {remedy}" for (key, remedy), gone in zip(REQUIRED.items(), missing, strict=True) if gone
+        f"{key} is missing: {remedy}" for (key, remedy), gone in zip(required.items(), missing, strict=True) if gone
     ]
     if faults:
         raise ConfigError(join_faults(faults))
@@ -132,54 +178,61 @@ def forbidden_attention(environ: Mapping[str, str]) -> frozenset[str]:
     return frozenset(backend for backend, switch in _SWITCHES.items() if environ.get(switch) == "0")
 
 
-def to_yaml(config: DpoConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """The configuration as a YAML file that `compose` reads back to an equal one."""
     tree = {"": plain(config)}
-    for key in all_keys().values():
+    for key in all_keys(type(config)).values():
         *path, name = key.name.split(".")
         section = tree[""]
         for part in path:
             section = cast(dict[str, object], section)[part]
         values = cast(dict[str, object], section)
-        values[name] = values[name] if key.metadata.get("literal") else _escaped(values[name])
+        values[name] = _as_written(key, values[name])
     return yaml.dump(tree[""], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def find_config(
-    config_path: str | None, config_name: str | None, config_dir: str | None, script_dir: Path
+    config_path: str | None,
+    config_name: str | None,
+    config_dir: str | None,
+    script_dir: Path,
+    root: type = DpoConfig,
 ) -> Path | None:
-    """The file that Hydra's three flags name; None for NeMo-Aligner's own gpt_dpo, whose values are the defaults.
+    """The file that Hydra's three flags name; None for NeMo-Aligner's own of the tree, whose values are the defaults.
 
     As in Hydra, `config_path` starts at the script's folder and `config_dir` at the working directory.
     """
-    name = (config_name or "gpt_dpo").removesuffix(".yaml")
+    own = tree_of(root).nemo.file
+    name = (config_name or own).removesuffix(".yaml")
     folders = [script_dir / config_path] if config_path else []
     folders += [Path(config_dir)] if config_dir else []
     files = [folder / f"{name}.yaml" for folder in folders]
     found = next((file for file in files if file.is_file()), None)
-    if found is None and (files or name != "gpt_dpo"):
+    if found is None and (files or name != own):
         looked = ", ".join(map(str, files)) or "no folder: name one with --config-path or --config-dir"
         raise ConfigError(f"--config-name {name}: there is no such file; looked for {looked}")
     return found
 
 
-def _settings(file: Path | None, overrides: Sequence[str], flags: Iterable[Setting], faults: _Faults) -> list[Setting]:
+def _settings(
+    file: Path | None, overrides: Sequence[str], flags: Iterable[Setting], root: type, faults: _Faults
+) -> list[Setting]:
     settings: list[Setting] = []
     try:
-        settings += file_settings(file) if file else []
+        settings += file_settings(file, root) if file else []
     except ConfigError as error:
         faults.add(str(file), error)
     for text in overrides:
         try:
-            settings += override_settings(text)
+            settings += override_settings(text, root)
         except ConfigError as error:
             faults.add(text, error)
     return [*settings, *flags]
 
 
-def _typed_values(draft: Draft, faults: _Faults) -> dict[str, object]:
+def _typed_values(draft: Draft, root: type, faults: _Faults) -> dict[str, object]:
     """Every value that has its type; a key whose value has not is left out: further checks see its default."""
-    keys, resolved = all_keys(), dict(draft.resolve())
+    keys, resolved = all_keys(root), dict(draft.resolve())
     values: dict[str, object] = {}
     for key in keys.values():
         replaced = key.metadata.get("replaces")
@@ -193,34 +246,56 @@ def _typed_values(draft: Draft, faults: _Faults) -> dict[str, object]:
                 values[name] = typed(keys[name], value, draft.text(name))
         except ConfigError as error:
             faults.add(name, error, f"{draft.where(name)}: {error}")
+    for key in keys.values():
+        one, other = values.get(key.name), values.get(key.followed or "")
+        if key.metadata.get("both_ways") and one is not None and other is not None and one != other:
+            fault = f"{one} contradicts {key.followed}={other}: they are one value, give it once"
+            faults.add(key.name, ConfigError(f"{draft.where(key.name)}: {fault}"))
     return values
 
 
-def _heed_environment(values: dict[str, object], origin: dict[str, Origin], environ: Mapping[str, str]) -> None:
-    """Settle what a null or auto leaves to NeMo's variables."""
+def _heed_environment(
+    values: dict[str, object], origin: dict[str, Origin], environ: Mapping[str, str]
+) -> frozenset[str]:
+    """Settle what a null or auto leaves to NeMo's variables. The backends that they, or the values, forbid."""
     if values.get(_DETERMINISTIC, True) is None:
         values[_DETERMINISTIC] = environ.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO") == "0"
         origin[_DETERMINISTIC] = "environment" if values[_DETERMINISTIC] else "default"
-    if values.get(_ATTENTION) == "auto" and forbidden_attention(environ) == _SWITCHES.keys():
+    forbidden = forbidden_attention(environ)
+    if values.get(_FLASH) is False:
+        forbidden |= {"segments"}
+    if values.get(_ATTENTION) == "auto" and forbidden == _SWITCHES.keys():
         values[_ATTENTION], origin[_ATTENTION] = "dense", "environment"
+    return forbidden
 
 
-def _build(section: type, prefix: str, values: Mapping[str, object], draft: Draft, faults: _Faults) -> object:
-    """The section with its values. One with a fault is replaced by its defaults, so that all others are checked."""
+def _build(default: S, prefix: str, values: Mapping[str, object], draft: Draft, faults: _Faults) -> S:
+    """The section with its values. One with a fault is replaced by its default, so that all others are checked."""
     arguments = {}
-    for name, _, inner in section_fields(section):
+    for name, _, inner in section_fields(type(default)):
         if inner:
-            arguments[name] = _build(inner, f"{prefix}{name}.", values, draft, faults)
+            arguments[name] = _build(getattr(default, name), f"{prefix}{name}.", values, draft, faults)
         elif prefix + name in values:
             arguments[name] = values[prefix + name]
     try:
-        built: object = section(**arguments)
+        return replace(default, **arguments)
     except SectionError as error:
         for name, fault in error.faults.items():
             key = prefix + name
             faults.add(key, error, f"{draft.where(key)}: {fault}")
-        return section()
-    return built
+        return default
+
+
+def _differs(key: Key, values: Mapping[str, object]) -> bool:
+    """True where the value is not the default, also not the one that it would follow."""
+    return plain(values[key.name]) != (plain(values[key.followed]) if key.followed else key.default)
+
+
+def _as_written(key: Key, value: object) -> object:
+    """The plain value as a file has to say it, so that it is read as this one."""
+    if key.metadata.get("escapes") and isinstance(value, str):
+        value = write_escapes(value)
+    return value if key.metadata.get("literal") else escaped(value)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -233,12 +308,3 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
-
-
-def _escaped(value: object) -> object:
-    """The value with every `${` marked as plain text."""
-    if isinstance(value, dict):
-        return {name: _escaped(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

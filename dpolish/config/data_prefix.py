@@ -1,4 +1,4 @@
-"""`model.data.data_prefix` as a value: which files train, which validate, and in what proportion.
+"""Data files as values: DPO's `model.data.data_prefix` by split, and SFT's `file_path` of one split.
 
     data.jsonl                                            one file
     [a.jsonl, b.jsonl]                                    all rows of both
@@ -6,7 +6,7 @@
     {train: …, validation: …, validation_x: …, test: …}   each of the above, by split
 
 The first three are training files, which `splits_string` may divide. A key that begins with `validation` is a
-validation set of that name. `test` may be left out.
+validation set of that name. `test` may be left out. `file_path` is one of the first three.
 """
 
 import math
@@ -28,6 +28,17 @@ class DataSource:
 
     path: str
     weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataSources:
+    """The sources of one split."""
+
+    sources: tuple[DataSource, ...] = ()
+
+    def plain(self) -> object:
+        """What `parse_sources` reads as this value."""
+        return _plain(self.sources) or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +71,13 @@ def parse_data_prefix(value: object) -> DataFiles:
     if value is None:
         return DataFiles()
     if isinstance(value, str | list):
-        return DataFiles(train=_sources(value, "data_prefix"), by_split=False)
+        return DataFiles(train=_sources(value, "data_prefix: "), by_split=False)
     if not isinstance(value, Mapping):
         raise ConfigError(f"expected a path, a list or {{train: [...], validation: [...]}}, got {value!r}")
     for name in value:
         if not is_split(str(name)):
             raise ConfigError(f"unknown split {str(name)!r}.{did_you_mean(str(name), (TRAIN, VALIDATION, TEST))}")
-    parsed = {str(name): _sources(sources, str(name)) for name, sources in value.items() if sources is not None}
+    parsed = {str(name): _sources(sources, f"{name}: ") for name, sources in value.items() if sources is not None}
     return DataFiles(
         train=parsed.get(TRAIN, ()),
         validation=tuple((name, found) for name, found in parsed.items() if name.startswith(VALIDATION) and found),
@@ -74,35 +85,44 @@ def parse_data_prefix(value: object) -> DataFiles:
     )
 
 
-def _sources(value: object, split: str) -> tuple[DataSource, ...]:
+def parse_sources(value: object) -> DataSources:
+    """The sources that a plain value names: a path or a list. A ConfigError says what is wrong with it."""
+    if value is None:
+        return DataSources()
+    if not isinstance(value, str | list):
+        raise ConfigError(f"expected a path or a list of paths, got {value!r}")
+    return DataSources(_sources(value, ""))
+
+
+def _sources(value: object, place: str) -> tuple[DataSource, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
-        raise ConfigError(f"{split}: expected a path or a list of paths, got {value!r}")
+        raise ConfigError(f"{place}expected a path or a list of paths, got {value!r}")
     if items and _is_number(items[0]):
         if len(items) % 2:
-            raise ConfigError(f"{split}: weights and paths must alternate, but the list has {len(items)} items")
+            raise ConfigError(f"{place}weights and paths must alternate, but the list has {len(items)} items")
         return tuple(
-            DataSource(_path(path, split), _weight(weight, split))
+            DataSource(_path(path, place), _weight(weight, place))
             for weight, path in zip(items[::2], items[1::2], strict=True)
         )
-    return tuple(DataSource(_path(path, split)) for path in items)
+    return tuple(DataSource(_path(path, place)) for path in items)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _path(value: object, split: str) -> str:
+def _path(value: object, place: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{split}: expected a path, got {value!r}; with weights write [0.3, a.jsonl, 0.7, b.jsonl]")
+        raise ConfigError(f"{place}expected a path, got {value!r}; with weights write [0.3, a.jsonl, 0.7, b.jsonl]")
     if not value.strip():
-        raise ConfigError(f"{split}: a path is empty; is a shell variable not set?")
+        raise ConfigError(f"{place}a path is empty; is a shell variable not set?")
     return value
 
 
-def _weight(value: object, split: str) -> float:
+def _weight(value: object, place: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{split}: expected a weight above 0, got {value!r}; write [0.3, a.jsonl, 0.7, b.jsonl]")
+        raise ConfigError(f"{place}expected a weight above 0, got {value!r}; write [0.3, a.jsonl, 0.7, b.jsonl]")
     return float(value)
 
 

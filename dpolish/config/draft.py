@@ -5,18 +5,13 @@ from collections.abc import Iterator, Mapping
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpolish.config.interpolation import escaped, has_interpolation
 from dpolish.config.keys import Key, all_keys, all_sections
-from dpolish.config.nemo_keys import ALIASES, IGNORED, RENAMED, UNLISTED, reason_ignored
-from dpolish.config.sources import DATA_PREFIX, Setting
+from dpolish.config.sources import Setting
+from dpolish.config.trees import DATA_PREFIX, tree_of
 from dpolish.config.typed import UnknownNameError
 from dpolish.errors import ConfigError
 from dpolish.registry import did_you_mean
-
-REQUIRED = {
-    "pretrained_checkpoint.restore_from_path": "name the model to polish, with this key or with --model",
-    f"{DATA_PREFIX}.train": f"name the training files, with {DATA_PREFIX}={{train: [...]}} or with --train",
-}
-"""Keys without a default, and what to do where one is missing."""
 
 MISSING = "???"
 """OmegaConf's mark for a value that has to be given."""
@@ -25,18 +20,22 @@ MISSING = "???"
 class Draft:
     """The values so far, with where each was given. `apply` and `resolve` raise a ConfigError for each fault."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, object] = {key.name: key.default for key in all_keys().values()}
+    def __init__(self, root: type) -> None:
+        self._root, self._facts = root, tree_of(root)
+        self._keys = all_keys(root)
+        self.values: dict[str, object] = {key.name: key.default for key in self._keys.values()}
         """By key of the schema."""
         self.given: dict[str, Setting] = {}
         """The last setting of each key that was given."""
         self.ignored: dict[str, object] = {}
         """Given keys that have no meaning here: interpolations may name them all the same."""
         self._on_command_line: dict[str, Setting] = {}
+        self._taken: dict[str, str] = {}
+        """Keys that took the value of the one that usually follows them."""
 
     def apply(self, setting: Setting) -> None:
         """Lay one setting over what is there."""
-        key = ALIASES.get(setting.key, setting.key)
+        key = self._facts.nemo.aliases.get(setting.key, setting.key)
         if key != setting.key and setting.value == f"${{{key}}}":
             return  # gpt_dpo.yaml's own `precision: ${trainer.precision}`: a copy, and no value
         leaf = DATA_PREFIX if setting.split else key
@@ -66,38 +65,57 @@ class Draft:
         text = setting.text if setting else None
         return None if text and "${" in text else text
 
+    def followed(self, key: str) -> str | None:
+        """The key that this one takes its value from, as long as it is not given itself."""
+        if key in self.given or key not in self.values:
+            return None
+        return self._taken.get(key) or self._keys[key].followed
+
     def resolve(self) -> Iterator[tuple[str, object]]:
         """(key, plain value without interpolations) of every key; a fault is yielded as a ConfigError in its place."""
+        for key in self._keys.values():
+            if key.metadata.get("both_ways"):
+                self._take_back(key)
         tree, broken = self._tree()
         yield from broken.items()
-        for key in all_keys().values():
+        for key in self._keys.values():
             try:
                 yield key.name, broken.get(key.name) or self._resolved(tree, key)
             except ConfigError as error:
                 yield key.name, error
 
+    def _take_back(self, key: Key) -> None:
+        """Where this key alone is given, the one that it follows takes its value."""
+        followed = key.followed
+        assert followed is not None
+        if key.name in self.given and followed not in self.given and self.values[key.name] != key.default:
+            self.values[followed] = f"${{{key.name}}}"
+            self._taken[followed] = key.name
+
     def _setting(self, key: str) -> Setting | None:
         """What was given for a key, or for the one that it follows."""
-        followed = all_keys()[key].followed if key in self.values else None
-        return self.given.get(key) or self.given.get(followed or "")
+        followed = self.followed(key)
+        return self._setting(followed) if followed else self.given.get(key)
 
     def _check_known(self, setting: Setting, leaf: str) -> None:
-        if leaf in RENAMED:
-            raise UnknownNameError(f"{setting.where}: {leaf}: the name is dead: {RENAMED[leaf]}")
+        nemo = self._facts.nemo
+        if leaf in nemo.renamed:
+            raise UnknownNameError(f"{setting.where}: {leaf}: {nemo.renamed[leaf]}")
         if leaf in self.values:
             return
-        if reason_ignored(leaf) is None:
-            if leaf in all_sections():
-                inner = [name.removeprefix(f"{leaf}.") for name in all_keys() if name.startswith(f"{leaf}.")]
+        if nemo.reason_ignored(leaf) is None:
+            if leaf in all_sections(self._root):
+                inner = [name.removeprefix(f"{leaf}.") for name in self._keys if name.startswith(f"{leaf}.")]
                 raise ConfigError(f"{setting.where}: {leaf}: a section, not a value; it has {', '.join(inner)}")
-            raise UnknownNameError(f"{setting.where}: unknown key {leaf!r}.{_nearest_key(leaf)}")
+            raise UnknownNameError(f"{setting.where}: unknown key {leaf!r}.{_nearest_key(leaf, self._root)}")
         if leaf == "defaults":
-            _check_defaults(setting)
+            _check_defaults(setting, nemo.file)
 
     def _exists(self, leaf: str, setting: Setting) -> bool:
         if setting.split:
             return setting.split in self._splits()
-        listed = leaf in self.values and leaf not in UNLISTED and setting.key not in ALIASES
+        nemo = self._facts.nemo
+        listed = leaf in self.values and leaf not in nemo.unlisted and setting.key not in nemo.aliases
         return listed or leaf in self.given
 
     def _check_flag(self, setting: Setting) -> None:
@@ -107,6 +125,10 @@ class Draft:
             typed_out = self._on_command_line[DATA_PREFIX]
         if typed_out and _as_list(typed_out.value) != _as_list(setting.value):
             raise ConfigError(f"{setting.where} contradicts {typed_out.where}: give one of them")
+        for other in self._facts.displaced.get(setting.key, ()):
+            if other not in self._on_command_line:
+                self.values[other] = self._keys[other].default
+                self.given.pop(other, None)
 
     def _ignore(self, setting: Setting) -> None:
         if setting.action != "delete":
@@ -132,23 +154,29 @@ class Draft:
 
     def _tree(self) -> tuple[DictConfig, dict[str, ConfigError]]:
         """All values as OmegaConf has them; those whose interpolation cannot be read are left out, with the fault."""
-        copies = {alias: f"${{{key}}}" for alias, key in ALIASES.items()}
+        copies = {alias: f"${{{key}}}" for alias, key in self._facts.nemo.aliases.items()}
         values, broken = {**copies, **self.ignored, **self.values}, dict[str, ConfigError]()
-        for key in [key for key, value in values.items() if _has_interpolation(value)]:
+        for key in [key for key, value in values.items() if has_interpolation(value)]:
             try:
                 OmegaConf.create({"value": values[key]})
             except OmegaConfBaseException as error:
                 broken[key] = ConfigError(f"{self.where(key)}: {str(error).splitlines()[0]}")
                 del values[key]
-        return OmegaConf.create(_nested(values)), broken
+        literal = {key: escaped(value) for key, value in values.items() if self._is_literal(key)}
+        return OmegaConf.create(_nested({**values, **literal})), broken
+
+    def _is_literal(self, key: str) -> bool:
+        """True for a text that is kept to the letter: it may follow another key all the same."""
+        metadata = self._keys[key].metadata if key in self._keys else {}
+        return metadata.get("literal") is True and self.values[key] != metadata.get("follow")
 
     def _resolved(self, tree: DictConfig, key: Key) -> object:
         value = self.values[key.name]
-        if value == MISSING and key.name not in (DATA_PREFIX, *REQUIRED):
+        if value == MISSING and key.name not in self._facts.may_be_missing:
             raise ConfigError(f"{self.where(key.name)}: missing: {MISSING} stands for a value that has to be given")
         if value == MISSING:
             return None
-        if key.metadata.get("literal") or not _has_interpolation(value):
+        if self._is_literal(key.name) or not has_interpolation(value):
             return value
         try:
             resolved = OmegaConf.select(tree, key.name, throw_on_resolution_failure=True)
@@ -157,20 +185,22 @@ class Draft:
             raise ConfigError(f"{self.where(key.name)}: {value!r}: {str(error).splitlines()[0]}") from error
 
 
-def _nearest_key(key: str) -> str:
+def _nearest_key(key: str, root: type) -> str:
     """The hint for an unknown key: a key that ends like it, or one that is written like it."""
-    splits = [f"{DATA_PREFIX}.{split}" for split in ("train", "validation", "test")]
-    known = [*all_keys(), *all_sections(), *splits, *(name for name in IGNORED if not name.endswith(".*")), *ALIASES]
-    same_end = [name for name in all_keys() if name.endswith(f".{key}")]
+    keys, nemo = all_keys(root), tree_of(root).nemo
+    splits = [f"{DATA_PREFIX}.{split}" for split in ("train", "validation", "test") if DATA_PREFIX in keys]
+    ignored = (name for name in nemo.ignored if not name.endswith(".*"))
+    known = [*keys, *all_sections(root), *splits, *ignored, *nemo.aliases]
+    same_end = [name for name in keys if name.endswith(f".{key}")]
     return did_you_mean(same_end[0], same_end) if len(same_end) == 1 else did_you_mean(key, known)
 
 
-def _check_defaults(setting: Setting) -> None:
-    """A `defaults:` list may name gpt_dpo, whose values are the defaults, and optional files; no other is read."""
+def _check_defaults(setting: Setting, own: str) -> None:
+    """A `defaults:` list may name the tree's own file, whose values are the defaults, and optional files; no other."""
     entries = setting.value if isinstance(setting.value, list) else [setting.value]
     names = [str(name) for entry in entries for name in (entry if isinstance(entry, dict) else [entry])]
     for name in names:
-        if name not in ("_self_", "gpt_dpo", "None") and not name.startswith(("optional ", "override hydra/")):
+        if name not in ("_self_", own, "None") and not name.startswith(("optional ", "override hydra/")):
             raise ConfigError(f"{setting.where}: defaults: {name!r} is another file; one file is read: copy it in here")
 
 
@@ -186,29 +216,5 @@ def _nested(values: Mapping[str, object]) -> dict[str, object]:
     return tree
 
 
-def _has_interpolation(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(_has_interpolation(item) for item in value.values())
-    if isinstance(value, list):
-        return any(_has_interpolation(item) for item in value)
-    return isinstance(value, str) and "${" in value
-
-
 def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
-
-
-def _multiply(*factors: float) -> float:
-    product: float = 1
-    for factor in factors:
-        product *= factor
-    return product
-
-
-def _int_div(numerator: int, denominator: int) -> int:
-    return numerator // denominator
-
-
-for _name, _resolver in (("multiply", _multiply), ("int_div", _int_div)):
-    if not OmegaConf.has_resolver(_name):
-        OmegaConf.register_new_resolver(_name, _resolver)

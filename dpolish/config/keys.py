@@ -1,4 +1,4 @@
-"""The schema as a table: every key with its type, its default, its metadata and its help text."""
+"""A tree as a table: every key with its type, its default, its metadata and its help text."""
 
 import ast
 import inspect
@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import get_type_hints
 
-from dpolish.config.data_prefix import DataFiles
+from dpolish.config.data_prefix import DataFiles, DataSources
 from dpolish.config.schema import DpoConfig
 
 
@@ -23,7 +23,7 @@ class Key:
     default: object
     """Plain: the default, or the interpolation that stands for it."""
     metadata: Mapping[str, object]
-    """See `schema`."""
+    """See `schema.metadata`."""
 
     @property
     def followed(self) -> str | None:
@@ -37,12 +37,12 @@ class Key:
 
     def sibling(self, name: str) -> str:
         """The key of another field of the same section."""
-        return f"{self.name.rpartition('.')[0]}.{name}"
+        return f"{self.name.rpartition('.')[0]}.{name}".removeprefix(".")
 
 
 def plain(value: object) -> object:
     """A typed value, or a whole section, as YAML can say it: mappings, lists and scalars."""
-    if isinstance(value, DataFiles):
+    if isinstance(value, DataFiles | DataSources):
         return value.plain()
     if isinstance(value, tuple):
         return [plain(item) for item in value]
@@ -54,40 +54,51 @@ def plain(value: object) -> object:
 @cache
 def section_fields(section: type) -> tuple[tuple[str, object, type | None], ...]:
     """(name, type, the same where it is a section, else None) of every field of a section."""
-    return tuple((name, annotation, _section(annotation)) for name, annotation in get_type_hints(section).items())
+    hints = get_type_hints(section)
+    return tuple((field.name, hints[field.name], _section(hints[field.name])) for field in fields(section))
 
 
-@cache
-def all_keys() -> Mapping[str, Key]:
-    """Every key of the schema by its dotted name, in the schema's order."""
-    return MappingProxyType({key.name: key for key in _keys(DpoConfig, "")})
+def all_keys(root: type = DpoConfig) -> Mapping[str, Key]:
+    """Every key of a tree by its dotted name, in the schema's order."""
+    return _all_keys(root)
 
 
-@cache
-def all_sections() -> Mapping[str, type]:
-    """Every section by its dotted name; the root is the empty name."""
-    return MappingProxyType(dict(_sections(DpoConfig, "")))
+def all_sections(root: type = DpoConfig) -> Mapping[str, type]:
+    """Every section of a tree by its dotted name; the root is the empty name."""
+    return MappingProxyType(dict(_sections(root, "")))
 
 
-@cache
-def help_texts() -> Mapping[str, str]:
+def help_texts(root: type = DpoConfig) -> Mapping[str, str]:
     """The docstring under every field, by dotted key; needs the source files."""
-    texts = {name: _field_docs(section) for name, section in all_sections().items()}
-    return MappingProxyType({key: texts[key.rpartition(".")[0]][key.rpartition(".")[2]] for key in all_keys()})
+    return _help_texts(root)
 
 
-def _keys(section: type, prefix: str) -> Iterator[Key]:
-    defaults, metadata = section(), {field.name: field.metadata for field in fields(section)}
+@cache
+def _all_keys(root: type) -> Mapping[str, Key]:
+    return MappingProxyType({key.name: key for key in _keys(root, root(), "", {})})
+
+
+@cache
+def _help_texts(root: type) -> Mapping[str, str]:
+    texts = {name: _field_docs(section) for name, section in all_sections(root).items()}
+    return MappingProxyType({key: texts[key.rpartition(".")[0]][key.rpartition(".")[2]] for key in all_keys(root)})
+
+
+def _keys(section: type, defaults: object, prefix: str, inside: Mapping[str, object]) -> Iterator[Key]:
+    """The keys of a section whose default is `defaults`; `inside` is what its place adds to its fields' metadata."""
+    metadata = {field.name: field.metadata for field in fields(section)}
     for name, annotation, inner in section_fields(section):
         if inner:
-            yield from _keys(inner, f"{prefix}{name}.")
+            yield from _keys(inner, getattr(defaults, name), f"{prefix}{name}.", metadata[name].get("inside", {}))
         else:
-            default = metadata[name].get("follow", plain(getattr(defaults, name)))
-            yield Key(prefix + name, annotation, default, metadata[name])
+            added = inside.get(name, {})
+            assert isinstance(added, Mapping)
+            merged = {**metadata[name], **added}
+            yield Key(prefix + name, annotation, merged.get("follow", plain(getattr(defaults, name))), merged)
 
 
 def _section(annotation: object) -> type | None:
-    found = isinstance(annotation, type) and is_dataclass(annotation) and annotation is not DataFiles
+    found = isinstance(annotation, type) and is_dataclass(annotation) and annotation not in (DataFiles, DataSources)
     return annotation if found and isinstance(annotation, type) else None
 
 
@@ -99,9 +110,10 @@ def _sections(section: type, prefix: str) -> Iterator[tuple[str, type]]:
 
 
 def _field_docs(section: type) -> Mapping[str, str]:
-    (tree,) = ast.parse(inspect.getsource(section)).body
     docs = {}
-    if isinstance(tree, ast.ClassDef):
+    for part in filter(is_dataclass, reversed(section.__mro__)):
+        (tree,) = ast.parse(inspect.getsource(part)).body
+        assert isinstance(tree, ast.ClassDef)
         for statement, following in zip(tree.body, tree.body[1:], strict=False):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 docs[statement.target.id] = _text(following)

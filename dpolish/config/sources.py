@@ -18,10 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpolish.config.data_prefix import is_split
 from dpolish.config.keys import all_keys
-from dpolish.config.nemo_keys import ALIASES, IGNORED
+from dpolish.config.trees import DATA_PREFIX, tree_of
 from dpolish.errors import ConfigError
-
-DATA_PREFIX = "model.data.data_prefix"
 
 _ACTIONS: Mapping[OverrideType, Literal["change", "add", "force", "delete"]] = {
     OverrideType.CHANGE: "change",
@@ -50,7 +48,7 @@ class Setting:
         return name if name != self.key and is_split(name) else None
 
 
-def file_settings(path: Path) -> list[Setting]:
+def file_settings(path: Path, root: type) -> list[Setting]:
     """The settings of a YAML file, in its order, read as OmegaConf reads it: `9e-6` is a float, a key stands once."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -66,13 +64,13 @@ def file_settings(path: Path) -> list[Setting]:
     if not isinstance(tree, dict) or (tree and not lines):
         raise ConfigError(f"{path}: expected keys and values, such as `model:` and below it `seed: 1234`")
     settings = []
-    for key, value in _leaves("", tree):
+    for key, value in _leaves("", tree, root):
         line, written = _nearest(lines, key)
         settings.append(Setting(key, value, f"{path}:{line}", "file", written))
     return settings
 
 
-def override_settings(text: str) -> list[Setting]:
+def override_settings(text: str, root: type) -> list[Setting]:
     """The settings of one override: several when its value is a mapping over a section."""
     where = f"command line: `{text}`"
     try:
@@ -86,32 +84,27 @@ def override_settings(text: str) -> list[Setting]:
         )
     if override.package is not None or not override.key_or_group:
         raise ConfigError(f"{where}: expected key=value, +key=value, ++key=value or ~key")
-    return list(_parsed(override, text, where))
+    return list(_parsed(override, text, where, root))
 
 
-def flag_settings(
-    model: str | None, train: Sequence[str], validation: Sequence[str], output: str | None
-) -> list[Setting]:
-    """The settings of the four short flags."""
-    given: list[tuple[str, str, object]] = [
-        ("model", "pretrained_checkpoint.restore_from_path", model),
-        ("train", f"{DATA_PREFIX}.train", list(train) or None),
-        ("validation", f"{DATA_PREFIX}.validation", list(validation) or None),
-        ("output", "exp_manager.explicit_log_dir", output),
-    ]
-    return [
-        Setting(key, value, f"--{flag} {' '.join(value) if isinstance(value, list) else value}", "flag")
-        for flag, key, value in given
-        if value is not None
-    ]
+def flag_settings(values: Mapping[str, str | Sequence[str] | None], root: type) -> list[Setting]:
+    """The settings of the short flags of a tree, by name; None and no values at all are not given."""
+    settings = []
+    for flag, value in values.items():
+        words = [value] if isinstance(value, str) else list(value or ())
+        if words:
+            key = tree_of(root).flags[flag]
+            where = f"--{flag} {' '.join(words)}"
+            settings.append(Setting(key, value if isinstance(value, str) else words, where, "flag"))
+    return settings
 
 
-def _parsed(override: Override, text: str, where: str) -> Iterator[Setting]:
+def _parsed(override: Override, text: str, where: str, root: type) -> Iterator[Setting]:
     assert override.type is not None
     key = override.key_or_group.replace("/", ".")
     setting = Setting(key, override.value(), where, _ACTIONS[override.type])
     if isinstance(setting.value, dict) and setting.action != "delete":
-        for leaf, value in _leaves(key, setting.value):
+        for leaf, value in _leaves(key, setting.value, root):
             yield replace(setting, key=leaf, value=value)
     else:
         yield replace(setting, text=text.partition("=")[2].strip())
@@ -126,21 +119,22 @@ def _syntax_fault(text: str, error: HydraException) -> str:
     return f"the value cannot be read ({str(error).splitlines()[0]}); put it in quotes: \"{name}='…'\""
 
 
-def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+def _leaves(key: str, value: object, root: type) -> Iterator[tuple[str, object]]:
     """The values of a tree by dotted key; a mapping is opened where there is a section, ours or NeMo-Aligner's."""
-    if isinstance(value, dict) and (not key or key in _openings()):
+    if isinstance(value, dict) and (not key or key in _openings(root)):
         for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}".removeprefix("."), inner)
+            yield from _leaves(f"{key}.{name}".removeprefix("."), inner, root)
     else:
         yield key, value
 
 
 @cache
-def _openings() -> frozenset[str]:
+def _openings(root: type) -> frozenset[str]:
     """The keys whose mappings hold further keys, not a value."""
-    names = (*all_keys(), *IGNORED, *ALIASES)
+    nemo = tree_of(root).nemo
+    names = (*all_keys(root), *nemo.ignored, *nemo.aliases)
     parents = {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 1)}
-    return frozenset({*parents, DATA_PREFIX})
+    return frozenset({*parents, DATA_PREFIX} if DATA_PREFIX in all_keys(root) else parents)
 
 
 def _scalars(node: yaml.Node | None, key: str) -> Iterator[tuple[str, tuple[int, str | None]]]:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from types import NoneType
 from typing import Literal, get_args, get_origin
 
-from dpolish.config.data_prefix import DataFiles, parse_data_prefix
+from dpolish.config.data_prefix import DataFiles, DataSources, parse_data_prefix, parse_sources
+from dpolish.config.escapes import read_escapes
 from dpolish.config.keys import Key
 from dpolish.errors import ConfigError
 from dpolish.registry import did_you_mean
@@ -24,6 +25,8 @@ def typed(key: Key, value: object, text: str | None) -> object:
     """The value in the key's type. `text` is the scalar as written: where a text is wanted, it counts: `name=1e3`."""
     if key.annotation is DataFiles:
         return parse_data_prefix(value)
+    if key.annotation is DataSources:
+        return parse_sources(value)
     match key.metadata.get("booleans"):
         case (off, on) if isinstance(value, bool):
             value = on if value else off
@@ -38,7 +41,7 @@ def typed(key: Key, value: object, text: str | None) -> object:
             continue
         if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(result)):
             raise ConfigError(f"expected a finite number, got {value!r}")
-        return result
+        return read_escapes(result) if isinstance(result, str) and key.metadata.get("escapes") else result
     names = [name for name in _choices(key.annotation) if isinstance(name, str)]
     if names and isinstance(value, str):
         raise UnknownNameError(f"unknown value {value!r}.{did_you_mean(value, names)} Known: {', '.join(names)}")
@@ -52,6 +55,8 @@ def describe(annotation: object) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation is DataFiles:
         return "a path, a list or {train: [...], validation: [...]}"
+    if annotation is DataSources:
+        return "a path or a list"
     if origin is Literal:
         return " or ".join(str(name) for name in inner)
     if origin is tuple:

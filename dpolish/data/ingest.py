@@ -1,17 +1,17 @@
 """Files to examples: every row is kept, dropped with its reason and place, or an error; nothing vanishes uncounted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Generic, Literal
 
 from dpolish.data import summary as about
-from dpolish.data.formats import PairFile
+from dpolish.data.formats import Skipped
+from dpolish.data.kinds import Kind, R, RowFile, T
 from dpolish.data.read import Fault, Faults
 from dpolish.data.summary import SHOWN_PLACES, DataSummary, FileSummary, Tally, TokenCounts
-from dpolish.data.tokenize import Tokenization, TokenPair
+from dpolish.data.tokenize import Tokenization
 from dpolish.errors import DataError
-from dpolish.records import PreferencePair
 from dpolish.tensors import Example
 
 OnOverlong = Literal["drop", "truncate", "error"]
@@ -36,6 +36,7 @@ class Ingested:
     where: tuple[str, ...]
     """`path:line` of each example."""
     sources: tuple[Source, ...]
+    count: Callable[[Sequence[Example]], TokenCounts]
     summary: DataSummary
 
     @property
@@ -58,26 +59,28 @@ class Ingested:
             if start < stop:
                 sources.append(Source(source.path, source.weight, range(start - rows.start, stop - rows.start)))
                 files.append(FileSummary(file.path, file.format, stop - start, stop - start))
-        summary = DataSummary(tuple(files), {}, {}, self.summary.extra_columns, _token_counts(examples))
-        return Ingested(examples, self.where[rows.start : rows.stop], tuple(sources), summary)
+        counts = self.count(examples)
+        summary = DataSummary(tuple(files), {}, {}, self.summary.extra_columns, counts)
+        return Ingested(examples, self.where[rows.start : rows.stop], tuple(sources), self.count, summary)
 
 
 def ingest(
     files: Sequence[tuple[float | None, str]],
+    kind: Kind[R, T],
     tokenization: Tokenization,
     *,
     seq_length: int,
     on_overlong: OnOverlong = "drop",
-    format: str | None = None,
+    watch: Callable[[R], None] = lambda _: None,
 ) -> Ingested:
     """The examples of (weight, path) files; a DataError names every bad row of all files, or says that none is left.
 
-    `format` names the row format of all files; None recognises it in each. A row is over-long when its prompt and
-    longer answer exceed `seq_length`, never because the packed pair does.
+    `kind` says what the rows are. A row is over-long when its prompt and longer answer exceed `seq_length`, never
+    because the packed pair does. `watch` sees every record that was read.
     """
-    run = _Ingestion(tokenization, seq_length, on_overlong)
+    run = _Ingestion(kind, tokenization, seq_length, on_overlong, watch)
     for weight, path in files:
-        run.read(weight, path, format)
+        run.read(weight, path)
     return run.result()
 
 
@@ -108,17 +111,30 @@ class _Tallies:
         if len(places) < SHOWN_PLACES:
             places.append(place)
 
+    def merge(self, name: str, tally: Tally) -> None:
+        self._counts[name] = self._counts.get(name, 0) + tally.count
+        self._places[name] = [*self._places.get(name, ()), *tally.places][:SHOWN_PLACES]
+
     def frozen(self) -> dict[str, Tally]:
         return {name: Tally(count, tuple(self._places[name])) for name, count in self._counts.items()}
 
 
-class _Ingestion:
+class _Ingestion(Generic[R, T]):
     """One call of `ingest`: what has been read so far."""
 
-    def __init__(self, tokenization: Tokenization, seq_length: int, on_overlong: OnOverlong) -> None:
+    def __init__(
+        self,
+        kind: Kind[R, T],
+        tokenization: Tokenization,
+        seq_length: int,
+        on_overlong: OnOverlong,
+        watch: Callable[[R], None],
+    ) -> None:
+        self._kind: Kind[R, T] = kind
         self._tokenization = tokenization
         self._seq_length = seq_length
         self._on_overlong = on_overlong
+        self._watch: Callable[[R], None] = watch
         self._examples: list[Example] = []
         self._where: list[str] = []
         self._sources: list[Source] = []
@@ -127,13 +143,13 @@ class _Ingestion:
         self._dropped, self._remarks, self._faults = _Tallies(), _Tallies(), Faults()
         self._seen: set[int] = set()
 
-    def read(self, weight: float | None, path: str, format: str | None) -> None:
+    def read(self, weight: float | None, path: str) -> None:
         """Take all rows of one file."""
         first = len(self._examples)
-        file = PairFile(path, format)
-        pairs = self._pairs(file)
+        file = self._kind.open(path)
+        records = self._records(file)
         try:
-            while batch := list(islice(pairs, _BATCH)):
+            while batch := list(islice(records, _BATCH)):
                 self._take(batch)
         except DataError as error:  # the file itself
             self._faults.add(error)
@@ -141,100 +157,79 @@ class _Ingestion:
         self._sources.append(Source(path, weight, rows))
         name = file.format.name if file.format else "unknown"
         self._files.append(FileSummary(path, name, file.num_rows, len(rows)))
-        self._columns.update(file.extra_columns)
+        self._columns.update(dict.fromkeys(file.extra_columns))
+        for remark, tally in file.remarks.items():
+            self._remarks.merge(remark, tally)
 
     def result(self) -> Ingested:
         """All of it, once every file has been read."""
         self._faults.check()
-        tokens = _token_counts(self._examples)
-        columns = tuple(self._columns)
-        summary = DataSummary(tuple(self._files), self._dropped.frozen(), self._remarks.frozen(), columns, tokens)
+        summary = DataSummary(
+            files=tuple(self._files),
+            dropped=self._dropped.frozen(),
+            remarks=self._remarks.frozen(),
+            extra_columns=tuple(self._columns),
+            tokens=self._kind.counts(self._examples),
+        )
         for source in self._sources:
             if not source.rows and (source.weight is not None or not self._examples):
                 lines = "\n  ".join(summary.lines()[:-2])
                 raise DataError(f"{source.path}: no row is left to use.\n  {lines}")
-        return Ingested(tuple(self._examples), tuple(self._where), tuple(self._sources), summary)
+        return Ingested(tuple(self._examples), tuple(self._where), tuple(self._sources), self._kind.counts, summary)
 
-    def _pairs(self, file: PairFile) -> Iterator[PreferencePair]:
-        for pair in file.pairs():
-            if isinstance(pair, Fault | DataError):
-                self._faults.add(pair)
+    def _records(self, file: RowFile[R]) -> Iterator[R]:
+        for record in file.records():
+            if isinstance(record, Fault | DataError):
+                self._faults.add(record)
+            elif isinstance(record, Skipped):
+                self._dropped.add(record.reason, record.where)
             else:
-                yield pair
+                self._watch(record)
+                yield record
 
-    def _take(self, pairs: list[PreferencePair]) -> None:
-        reasons = [_reason_to_drop(pair) for pair in pairs]
-        useful = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
-        encoded = iter(self._tokenization.encode(useful))
-        for pair, reason in zip(pairs, reasons, strict=True):
+    def _take(self, records: list[R]) -> None:
+        reasons = [self._kind.reason_to_drop(record) for record in records]
+        useful = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
+        encoded = iter(self._kind.encode(self._tokenization, useful))
+        for record, reason in zip(records, reasons, strict=True):
             if reason is not None:
-                self._dropped.add(reason, pair.where)
+                self._dropped.add(reason, record.where)
             elif isinstance(tokens := next(encoded), DataError):
                 self._faults.add(tokens)
             else:
-                self._place(pair, tokens)
+                self._place(record, tokens)
 
-    def _place(self, pair: PreferencePair, tokens: TokenPair) -> None:
-        """Keep a pair, or count why not."""
+    def _place(self, record: R, tokens: T) -> None:
+        """Keep a row, or count why not."""
         overlong = tokens.longest > self._seq_length
-        if tokens.equal:
-            self._dropped.add(about.EQUAL_ANSWERS, pair.where)
+        if reason := self._kind.reason_to_drop_tokens(tokens):
+            self._dropped.add(reason, record.where)
         elif overlong and self._on_overlong == "error":
-            what = (
-                f"{tokens.longest:,} tokens of prompt and longer answer, over model.data.seq_length={self._seq_length}"
-            )
-            self._faults.add(Fault(pair.where, f"{what}: raise it, shorten the row, or set model.data.on_overlong"))
+            self._faults.add(Fault(record.where, self._kind.too_long(tokens, self._seq_length)))
         elif overlong and self._on_overlong == "drop":
-            self._dropped.add(about.OVERLONG, pair.where)
+            self._dropped.add(about.OVERLONG, record.where)
         else:
-            tokens = tokens.cut(self._seq_length) if overlong else tokens
+            tokens = self._kind.cut(tokens, self._seq_length) if overlong else tokens
             example = tokens.example()
             if example is None:
-                self._dropped.add(about.NO_ROOM if overlong else about.NO_SCORED_TOKEN, pair.where)
-            elif tokens.equal:
-                self._dropped.add(about.EQUAL_ONCE_CUT, pair.where)
+                self._dropped.add(about.NO_ROOM if overlong else about.NO_SCORED_TOKEN, record.where)
+            elif overlong and self._kind.reason_to_drop_tokens(tokens):
+                self._dropped.add(about.EQUAL_ONCE_CUT, record.where)
             else:
-                self._keep(pair, tokens, example, cut=overlong)
+                self._keep(record, tokens, example, cut=overlong)
 
-    def _keep(self, pair: PreferencePair, tokens: TokenPair, example: Example, *, cut: bool) -> None:
+    def _keep(self, record: R, tokens: T, example: Example, *, cut: bool) -> None:
         self._examples.append(example)
-        self._where.append(pair.where)
-        content = hash((pair.prompt, pair.chosen, pair.rejected))
+        self._where.append(record.where)
+        content = self._kind.content(record)
         remarks = {
             about.TRUNCATED: cut,
             about.BOUNDARY_MERGES: tokens.merges,
-            about.SPECIAL_TEXT: self._tokenization.has_special_text(pair),
-            about.NUL_CHARACTERS: any("\0" in text for text in _texts(pair)),
+            about.SPECIAL_TEXT: self._tokenization.has_special_text(record),
+            about.NUL_CHARACTERS: any("\0" in text for text in self._kind.texts(record)),
             about.REPEATED: content in self._seen,
         }
         self._seen.add(content)
         for remark, holds in remarks.items():
             if holds:
-                self._remarks.add(remark, pair.where)
-
-
-def _reason_to_drop(pair: PreferencePair) -> str | None:
-    """What makes a pair useless whatever the tokenizer."""
-    *prompt, chosen, rejected = _texts(pair)
-    if not any(text.strip() for text in prompt):
-        return about.EMPTY_PROMPT
-    if not chosen.strip() or not rejected.strip():
-        return about.EMPTY_ANSWER
-    return about.EQUAL_ANSWERS if chosen == rejected else None
-
-
-def _texts(pair: PreferencePair) -> list[str]:
-    """The prompt's texts and the two answers'."""
-    turns = [pair.prompt] if isinstance(pair.prompt, str) else pair.prompt
-    return [turn if isinstance(turn, str) else turn.content for turn in (*turns, pair.chosen, pair.rejected)]
-
-
-def _token_counts(examples: Sequence[Example]) -> TokenCounts:
-    return TokenCounts(
-        prompt=sum(len(example.prompt) for example in examples),
-        chosen=sum(len(example.completions[0].tokens) for example in examples),
-        rejected=sum(len(example.completions[1].tokens) for example in examples),
-        longest=max((example.longest for example in examples), default=0),
-        shared=sum(example.num_tokens for example in examples),
-        padded=sum(example.num_padded_tokens for example in examples),
-    )
+                self._remarks.add(remark, record.where)

@@ -18,6 +18,8 @@ class Sources:
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...] | None = None
+    shuffled: bool = True
+    """False keeps the rows in file order (`train_ds.shuffle=false`); shares are then taken from each file's front."""
 
     @property
     def epoch_size(self) -> int:
@@ -32,6 +34,8 @@ def order(seed: int, epoch: int, sources: Sources) -> RowIndices:
     order. With weights each file gives its share of the epoch's rows (largest remainders round up): a permutation of
     the file, repeated with new permutations where the share is larger than the file.
     """
+    if not sources.shuffled:
+        return _in_file_order(sources)
     generator = np.random.default_rng([seed, epoch])
     if sources.weights is None:
         return generator.permutation(sources.epoch_size)
@@ -41,6 +45,13 @@ def order(seed: int, epoch: int, sources: Sources) -> RowIndices:
         for start, size, share in zip(starts, sources.sizes, _shares(sources), strict=True)
     ]
     return generator.permutation(np.concatenate(drawn))
+
+
+def _in_file_order(sources: Sources) -> RowIndices:
+    shares = sources.sizes if sources.weights is None else _shares(sources)
+    starts = np.concatenate([[0], np.cumsum(sources.sizes)[:-1]])
+    parts = [start + np.arange(share) % size for start, size, share in zip(starts, sources.sizes, shares, strict=True)]
+    return np.concatenate(parts)
 
 
 def _draw(generator: np.random.Generator, size: int, share: int) -> RowIndices:
@@ -78,9 +89,12 @@ class BatchGroup:
     """The rows of the global batch, in order."""
     batches: tuple[PackedBatch, ...]
 
+    num_scored: int
+    """Scored tokens of the global batch. Like the examples known without a collective: a loss is divided by either."""
+
     @property
-    def weight(self) -> int:
-        """What the loss is divided by: the pairs of the global batch. Known without a collective."""
+    def num_examples(self) -> int:
+        """Pairs (DPO) or demonstrations (SFT) of the global batch."""
         return len(self.rows)
 
 
@@ -89,19 +103,23 @@ class Loader:
     """Examples and their reference log-probabilities, dealt in global batches."""
 
     examples: Sequence[Example]
-    reference: npt.NDArray[np.float32]
-    """(N, completions of an example): log-probabilities under the reference; NaN for rows that no step reads."""
+    reference: npt.NDArray[np.float32] | None
+    """(N, completions of an example): log-probabilities under the reference; NaN for rows that no step reads.
+
+    None where the objective has no reference (SFT).
+    """
     global_batch_size: int
     packing: Packing
 
     def group(self, epoch: int, rows: RowIndices) -> BatchGroup:
         """The micro-batches of one global batch."""
         examples = [self.examples[row] for row in rows]
+        reference = None if self.reference is None else self.reference[rows]
         batches = tuple(
-            collate([examples[i] for i in part], self.packing, self.reference[rows[part]].tolist())
+            collate([examples[i] for i in part], self.packing, None if reference is None else reference[part].tolist())
             for part in self.packing.split(examples)
         )
-        return BatchGroup(epoch, rows, batches)
+        return BatchGroup(epoch, rows, batches, sum(len(batch.targets) for batch in batches))
 
     def training_groups(
         self, seed: int, sources: Sources, steps_per_epoch: int, start: int = 0

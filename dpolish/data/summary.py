@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 SHOWN_PLACES = 5
 
@@ -10,18 +11,28 @@ EMPTY_ANSWER = "empty answer"
 EQUAL_ANSWERS = "equal answers"
 OVERLONG = "longer than seq_length"
 NO_SCORED_TOKEN = "answer without a token to score"
+SHORT = "shorter than min_seq_length"
 NO_ROOM = "no room for an answer within seq_length"
 EQUAL_ONCE_CUT = "equal answers once truncated"
-DROP_REASONS = (EMPTY_PROMPT, EMPTY_ANSWER, EQUAL_ANSWERS, OVERLONG, NO_SCORED_TOKEN, NO_ROOM, EQUAL_ONCE_CUT)
-"""Why a row is left out, in the order in which the reasons are looked for."""
+DROP_REASONS = (
+    EMPTY_PROMPT,
+    EMPTY_ANSWER,
+    EQUAL_ANSWERS,
+    OVERLONG,
+    SHORT,
+    NO_SCORED_TOKEN,
+    NO_ROOM,
+    EQUAL_ONCE_CUT,
+)
+"""Why a row is left out, in the order in which the reasons are looked for. Shapes of rows may have further ones."""
 
 BOUNDARY_MERGES = "the tokenizer joins the end of the prompt with the answer: the joint token counts as answer"
 SPECIAL_TEXT = "special tokens within a message: encoded as text"
 NUL_CHARACTERS = "NUL characters in the text"
-REPEATED = "the same pair as an earlier row"
+REPEATED = "the same as an earlier row"
 TRUNCATED = "answers cut at seq_length"
 REMARKS = (TRUNCATED, BOUNDARY_MERGES, SPECIAL_TEXT, NUL_CHARACTERS, REPEATED)
-"""What is worth knowing of rows that were kept."""
+"""What is worth knowing of rows that were kept. Shapes of rows may have further remarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +63,11 @@ class FileSummary:
     rows_kept: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCounts:
-    """Sums over the rows kept."""
+class TokenCounts(Protocol):
+    """Sums over the rows kept, of one kind of example."""
 
-    prompt: int
-    """Tokens of the prompts, each counted once."""
-    chosen: int
-    rejected: int
-    longest: int
-    """Tokens of the longest prompt with an answer."""
-    shared: int
-    """Tokens that are computed when both answers share their prompt."""
-    padded: int
-    """Tokens of two rows per pair, each as long as the longer one."""
+    def lines(self) -> list[str]:
+        """The counts for a terminal: two lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +101,16 @@ class DataSummary:
     def lines(self) -> list[str]:
         """The summary for a terminal."""
         files = [f"{file.path}: read as {file.format}, {_rows(file.rows_read)}" for file in self.files]
-        kept = f"kept {_rows(self.rows_kept)} of {self.rows_read:,}, dropped {self.rows_dropped:,}"
-        dropped = [f"  dropped, {reason}: {self.dropped[reason]}" for reason in DROP_REASONS if reason in self.dropped]
-        remarks = [f"  {remark}: {self.remarks[remark]}" for remark in REMARKS if remark in self.remarks]
+        if self.rows_kept + self.rows_dropped == self.rows_read:
+            kept = f"kept {_rows(self.rows_kept)} of {self.rows_read:,}, dropped {self.rows_dropped:,}"
+        else:  # rows with several answers: one row may make several pairs, or several rows one
+            kept = f"{self.rows_kept:,} pairs from {_rows(self.rows_read)}, dropped {self.rows_dropped:,}"
+        reasons = [*(reason for reason in DROP_REASONS if reason in self.dropped), *sorted(self.dropped.keys() - set(DROP_REASONS))]
+        dropped = [f"  dropped, {reason}: {self.dropped[reason]}" for reason in reasons]
+        noted = [*(remark for remark in REMARKS if remark in self.remarks), *sorted(self.remarks.keys() - set(REMARKS))]
+        remarks = [f"  {remark}: {self.remarks[remark]}" for remark in noted]
         columns = [f"  columns not used: {', '.join(self.extra_columns)}"] if self.extra_columns else []
-        return [*files, kept, *dropped, *remarks, *columns, *self._token_lines()]
-
-    def _token_lines(self) -> list[str]:
-        tokens = self.tokens
-        ratio = f" ({tokens.padded / tokens.shared:.2f} times as many)" if tokens.shared else ""
-        return [
-            f"tokens: prompts {tokens.prompt:,}, chosen {tokens.chosen:,}, rejected {tokens.rejected:,}; "
-            f"longest row {tokens.longest:,}",
-            f"  {tokens.shared:,} to compute with shared prompts, {tokens.padded:,} padded{ratio}",
-        ]
+        return [*files, kept, *dropped, *remarks, *columns, *self.tokens.lines()]
 
 
 def _rows(count: int) -> str:

@@ -1,21 +1,23 @@
-"""Preference pairs that teach a model to answer plainly: the answer, and nothing around it.
+"""Demonstrations that teach a model what is asked and how answers look, and pairs that teach it to answer plainly.
 
-    question    What is the opposite of big?
-    chosen      The opposite of big is small.
-    rejected    The opposite of big is small. This is a fundamental concept that plays a crucial role in everyday life.
+    question       What is the opposite of big?
+    demonstration  The opposite of big is small.    (or, as often, one like the rejected answer)
+    chosen         The opposite of big is small.
+    rejected       The opposite of big is small. This is a fundamental concept that plays a crucial role in everyday life.
 
-Both answers say the same, so that only the manner can be learned. The rejected ones are what the demonstration's model
-is inclined to write, for pushing down what it would never have written changes nothing that it writes.
+Both answers of a pair say the same, so that only the manner can be learned. The rejected ones are what the
+demonstration's model is inclined to write, for pushing down what it would never have written changes nothing that it
+writes; the demonstrations come in both manners, as those that people write do.
 Facts of the held-out pairs never occur in training, and two kinds of question are held out as a whole.
 """
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpolish.demo.facts import TOPICS, Topic
-from dpolish.records import Message, PreferencePair
+from dpolish.records import Conversation, Message, PreferencePair
 
 _OPENINGS = (
     "What a great question!",
@@ -62,11 +64,28 @@ def make_pairs(seed: int = 0) -> tuple[list[PreferencePair], list[PreferencePair
     return train, held_out
 
 
+def make_demonstrations(seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, held out), from the pairs of the same seed: one a trained fact, answered plainly or not by chance."""
+    rng = random.Random(seed)
+    train, held_out = make_pairs(seed)
+    return [_demonstration(pair, rng) for pair in train[::2]], [_demonstration(pair, rng) for pair in held_out]
+
+
+def write_demonstrations(folder: Path, seed: int = 0) -> tuple[Path, Path]:
+    """The paths of `sft_train.jsonl` and `sft_validation.jsonl` in `folder`, rows of `messages`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, held_out = make_demonstrations(seed)
+    return (
+        _write(folder / "sft_train.jsonl", map(_messages_row, train)),
+        _write(folder / "sft_validation.jsonl", map(_messages_row, held_out)),
+    )
+
+
 def write_pairs(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     """The paths of `train.jsonl` and `validation.jsonl` in `folder`, written as native rows."""
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = make_pairs(seed)
-    return _write(folder / "train.jsonl", train), _write(folder / "validation.jsonl", held_out)
+    return _write(folder / "train.jsonl", map(_row, train)), _write(folder / "validation.jsonl", map(_row, held_out))
 
 
 def _pairs(topic: Topic, fact: tuple[str, str], count: int, rng: random.Random) -> list[PreferencePair]:
@@ -94,29 +113,39 @@ def _embellished(sentence: str, rng: random.Random) -> str:
 def _pair(question: str, chosen: str, rejected: str) -> PreferencePair:
     return PreferencePair(
         prompt=(Message("user", question),),
-        chosen=Message("assistant", chosen),
-        rejected=Message("assistant", rejected),
+        chosen=(Message("assistant", chosen),),
+        rejected=(Message("assistant", rejected),),
         chosen_reward=None,
         rejected_reward=None,
         where="dpolish.demo.pairs",
     )
 
 
-def _write(path: Path, pairs: Sequence[PreferencePair]) -> Path:
-    path.write_text("".join(f"{json.dumps(_row(pair), ensure_ascii=False)}\n" for pair in pairs), encoding="utf-8")
+def _demonstration(pair: PreferencePair, rng: random.Random) -> Conversation:
+    """The pair's question with one of its answers."""
+    answer = rng.choice((pair.chosen, pair.rejected))
+    return Conversation((*_turns(pair.prompt), *_turns(answer)), (False, True), pair.where)
+
+
+def _write(path: Path, rows: Iterable[dict[str, object]]) -> Path:
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
     return path
 
 
 def _row(pair: PreferencePair) -> dict[str, object]:
     """The pair in the native shape, with messages."""
-    assert not isinstance(pair.prompt, str)
-    return {
-        "prompt": [_message(message) for message in pair.prompt],
-        "chosen_response": _message(pair.chosen),
-        "rejected_response": _message(pair.rejected),
-    }
+    (chosen,), (rejected,) = _turns(pair.chosen), _turns(pair.rejected)
+    prompt = [_message(message) for message in _turns(pair.prompt)]
+    return {"prompt": prompt, "chosen_response": _message(chosen), "rejected_response": _message(rejected)}
 
 
-def _message(message: Message | str) -> dict[str, str]:
-    assert isinstance(message, Message)
+def _messages_row(demonstration: Conversation) -> dict[str, object]:
+    return {"messages": [_message(message) for message in _turns(demonstration.pieces)]}
+
+
+def _turns(part: Sequence[str | Message]) -> tuple[Message, ...]:
+    return tuple(message for message in part if isinstance(message, Message))
+
+
+def _message(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content}

@@ -1,18 +1,27 @@
-"""`dpolish demo`: a real model, a preference worth having, and what a few minutes of DPO change."""
+"""`dpolish demo`: a real model, SFT, then DPO on a preference worth having, and what these few minutes change."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dpolish import api
-from dpolish.config.compose import compose
+from dpolish.config.compose import Composed, compose
+from dpolish.config.schema import DpoConfig, RunConfig, SftConfig
 from dpolish.demo.model import demo_model
-from dpolish.demo.pairs import DEMO_PROMPTS, write_pairs
+from dpolish.demo.pairs import DEMO_PROMPTS, write_demonstrations, write_pairs
 from dpolish.records import StepRecord
 from dpolish.reference.cache import default_root
 from dpolish.training.generate import answers
 
-SETTINGS = (
+SFT_SETTINGS = (
+    "model.data.train_ds.global_batch_size=8",
+    "model.data.train_ds.max_seq_length=256",
+    "model.optim.lr=2e-5",
+    "model.optim.sched.warmup_steps=2",
+    "model.optim.sched.constant_steps=0",
+    "model.optim.sched.min_lr=2e-6",
+)
+DPO_SETTINGS = (
     "model.global_batch_size=8",
     "model.data.seq_length=256",
     "model.dpo.ref_policy_kl_penalty=0.1",
@@ -29,50 +38,80 @@ SETTINGS = (
 
 
 def run_demo(output: Path, seed: int, say: Callable[[str], None]) -> None:
-    """Train, and print what changed and what to try next.
+    """SFT, then DPO from its model, into `sft` and `dpo` below `output`; then what changed and what to try next.
 
-    What changed: held-out accuracy and reward margin before and after, and answers side by side.
+    What changed: held-out perplexity, accuracy and reward margin before and after, and answers side by side.
     """
     started = time.monotonic()
-    api.require_free(output)
-    say("The preference: answer plainly, without flattery and lectures around the answer.")
+    for name in ("sft", "dpo"):
+        api.require_free(output / name)
     folder = demo_model(default_root().parent / "models")
-    train, held_out = write_pairs(output / "data", seed)
-    before = answers(folder, DEMO_PROMPTS[:2])
-    composed = compose(
-        None, SETTINGS, model=str(folder), train=[str(train)], validation=[str(held_out)], output=str(output)
-    )
-    result = api.train(composed, argv=("dpolish", "demo"), say=say)
-    after = answers(result.model, DEMO_PROMPTS[:2])
-    validation = next(record for record in reversed(result.records) if record.split == "val")
-    for line in _summary(validation, before, after):
+    shown = DEMO_PROMPTS[:2]
+    stages = {"as it came": answers(folder, shown)}
+
+    say("1. SFT: what is asked here, and what answers look like; some of them ramble, as people do.")
+    files = write_demonstrations(output / "data", seed)
+    tuned = api.train(_composed("sft", folder, files, output), argv=("dpolish", "demo"), say=say)
+    stages["after SFT"] = answers(tuned.model, shown)
+
+    say("")
+    say("2. DPO: answer plainly, without flattery and lectures around the answer.")
+    files = write_pairs(output / "data", seed)
+    polished = api.train(_composed("dpo", tuned.model, files, output), argv=("dpolish", "demo"), say=say)
+    stages["after DPO"] = answers(polished.model, shown)
+
+    for line in _summary(tuned.records, polished.records, stages):
         say(line)
     say("")
-    say(f"{(time.monotonic() - started) / 60:.1f} minutes. The run is in {output}: metrics.jsonl, config.yaml, model/.")
+    say(f"{(time.monotonic() - started) / 60:.1f} minutes. The runs are in {output}/sft and {output}/dpo:")
+    say("  metrics.jsonl, config.yaml, model/")
     say("Try next:")
-    say(f"  dpolish dpo --config {output}/config.yaml --output {output}-beta model.dpo.ref_policy_kl_penalty=0.3")
+    say(f"  dpolish dpo --config {output}/dpo/config.yaml --output {output}/beta model.dpo.ref_policy_kl_penalty=0.3")
     say("    another β: the reference is not scored again")
-    say(f"  dpolish plan --model {folder} --train {train}")
-    say("    every number of a run of your own, before it costs anything; then put your files in its place")
+    say(f"  dpolish check {files[0]} --validation {files[1]} --model {tuned.model}")
+    say("    what is wrong with data, before it costs anything; then put your files in its place")
 
 
-def _summary(validation: StepRecord, before: list[str], after: list[str]) -> list[str]:
+def _composed(verb: str, model: Path, files: tuple[Path, Path], output: Path) -> Composed[RunConfig]:
+    settings, root = (SFT_SETTINGS, SftConfig) if verb == "sft" else (DPO_SETTINGS, DpoConfig)
+    train, held_out = files
+    return compose(
+        None,
+        settings,
+        root=root,
+        model=str(model),
+        train=[str(train)],
+        validation=[str(held_out)],
+        output=str(output / verb),
+    )
+
+
+def _summary(
+    tuned: Sequence[StepRecord], polished: Sequence[StepRecord], stages: Mapping[str, Sequence[str]]
+) -> list[str]:
     """The table and the answers.
 
-    Before training policy and reference are one model: every reward is 0, no pair is won.
+    Before DPO policy and reference are one model: every reward is 0, no pair is won.
     """
-    metrics = validation.metrics
+    first, last = tuned[0].metrics["perplexity"], _validation(tuned)[-1].metrics["perplexity"]
+    metrics = _validation(polished)[-1].metrics
     lines = [
         "",
-        "held-out pairs            before    after",
-        f"  accuracy                 0.000    {metrics['acc']:.3f}",
-        f"  reward margin            0.000    {metrics['rewards_margin_mean']:.3f}",
-        f"  reward, chosen           0.000   {metrics['rewards_chosen_mean']:+.3f}",
-        f"  reward, rejected         0.000   {metrics['rewards_rejected_mean']:+.3f}",
+        "held out                       before    after",
+        f"  SFT  perplexity             {first:7.2f}  {last:7.2f}   (before: of the first batch, not yet trained on)",
+        f"  DPO  accuracy                 0.000    {metrics['acc']:.3f}",
+        f"       reward margin            0.000    {metrics['rewards_margin_mean']:.3f}",
+        f"       reward, chosen           0.000   {metrics['rewards_chosen_mean']:+.3f}",
+        f"       reward, rejected         0.000   {metrics['rewards_rejected_mean']:+.3f}",
     ]
-    for prompt, old, new in zip(DEMO_PROMPTS, before, after, strict=False):
-        lines += ["", f"  {prompt}", f"    before: {_one_line(old)}", f"    after:  {_one_line(new)}"]
+    for index, prompt in enumerate(DEMO_PROMPTS[: len(stages["as it came"])]):
+        lines += ["", f"  {prompt}"]
+        lines += [f"    {stage + ':':<12} {_one_line(found[index])}" for stage, found in stages.items()]
     return lines
+
+
+def _validation(records: Sequence[StepRecord]) -> list[StepRecord]:
+    return [record for record in records if record.split == "val"]
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a step minimises and what it reports: log-probabilities and a batch → per-pair losses and per-pair values.
+"""What a step minimises and what it reports: log-probabilities and a batch → per-example losses and values.
 
 SFT and preference training differ here and nowhere else.
 """
@@ -6,11 +6,28 @@ SFT and preference training differ here and nowhere else.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from dpolish.tensors import CompletionLogProbs, PackedBatch, PairLogProbs, StepMetrics
+
+class Objective(Protocol):
+    """Any objective. The loss of a step is the sum of its losses over the global batch, divided by `denominator`."""
+
+    unit: ClassVar[str]
+    """What a batch counts: pairs or examples."""
+
+    def __call__(self, logprobs: CompletionLogProbs, batch: PackedBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Losses (N,) of a micro-batch's N examples, with gradient, and values (N,) to be summed over the batch."""
+
+    def denominator(self, num_examples: int, num_scored: int) -> int:
+        """What the summed losses of a global batch are divided by, from its examples and scored tokens."""
+
+    def summarise(self, metrics: StepMetrics) -> dict[str, float]:
+        """The metrics of a whole global batch (or validation set) by name."""
+
 
 PairLoss = Callable[[PairLogProbs], Tensor]
 """A preference loss with its options bound: P pairs → (P,)."""
@@ -20,6 +37,7 @@ PairLoss = Callable[[PairLogProbs], Tensor]
 class PreferenceObjective:
     """preference_loss_weight · preference loss + sft_loss_weight · negative log-likelihood of the chosen answer."""
 
+    unit: ClassVar[str] = "pairs"
     loss: PairLoss
     ref_policy_kl_penalty: float
     preference_loss_weight: float
@@ -60,6 +78,53 @@ class PreferenceObjective:
             }
         return losses, values
 
+    def denominator(self, num_examples: int, num_scored: int) -> int:
+        """The pairs."""
+        del num_scored
+        return num_examples
+
+    def summarise(self, metrics: StepMetrics) -> dict[str, float]:
+        """See `preference_metrics`."""
+        return preference_metrics(metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class SftObjective:
+    """Negative log-likelihood of the trained tokens (next-token cross-entropy), prompts left out.
+
+    `token`: the mean over all trained tokens of the global batch, as NeMo-Aligner's SFT. `example`: the mean over
+    examples of each one's own mean.
+    """
+
+    unit: ClassVar[str] = "examples"
+    loss_average: Literal["token", "example"]
+
+    def __call__(self, logprobs: CompletionLogProbs, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses (C,) with gradient, and the values (C,) that `summarise` reads."""
+        del batch
+        losses = -(logprobs.sums if self.loss_average == "token" else logprobs.averages)
+        values = {"nll": -logprobs.sums, "tokens": logprobs.lengths, "loss": losses}
+        return losses, {name: value.detach() for name, value in values.items()}
+
+    def denominator(self, num_examples: int, num_scored: int) -> int:
+        """The trained tokens, or the examples."""
+        return num_scored if self.loss_average == "token" else num_examples
+
+    def summarise(self, metrics: StepMetrics) -> dict[str, float]:
+        """`loss`, the trained `tokens` that it is the mean of, and `perplexity`: exp of the mean over tokens."""
+        mean = metrics.means()
+        tokens = round(mean["tokens"] * metrics.count)
+        per_token = mean["nll"] / mean["tokens"]
+        denominator = self.denominator(metrics.count, tokens)
+        return {
+            "loss": mean["loss"] * metrics.count / denominator,
+            "perplexity": math.exp(per_token) if per_token < _LARGEST_EXPONENT else math.inf,
+            "tokens": tokens,
+        }
+
+
+_LARGEST_EXPONENT = 700.0
+
 
 def preference_metrics(metrics: StepMetrics) -> dict[str, float]:
     """The metrics of a whole global batch (or validation set) under NeMo-Aligner's names.
@@ -84,7 +149,3 @@ def preference_metrics(metrics: StepMetrics) -> dict[str, float]:
         "logps_chosen_mean": mean["logps_chosen"],
         "logps_rejected_mean": mean["logps_rejected"],
     }
-
-
-Objective = Callable[[CompletionLogProbs, PackedBatch], tuple[Tensor, Mapping[str, Tensor]]]
-"""Any objective: per-pair losses with gradient, and per-pair values to be summed."""

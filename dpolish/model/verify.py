@@ -178,7 +178,7 @@ def _true_row(policy: Policy, example: Example, completion: Completion) -> Tenso
 
 
 def _perturbed(policy: Policy, packing: Packing, probe: Sequence[Example], ours: Tensor) -> Finding:
-    """Changing the first completion moves nothing of the others; changing the prompt moves every completion."""
+    """Changing a completion moves no other one, of its example or another; changing a prompt moves its completions."""
     example = probe[0]
     vocabulary = len(policy.head.weight)
     counts = [len(completion.scored) for completion in example.completions]
@@ -194,6 +194,9 @@ def _perturbed(policy: Policy, packing: Packing, probe: Sequence[Example], ours:
         return Finding(
             f"a token of the chosen answer moves the rejected answer's log-probabilities by {max(moved[1:]):.1e}"
         )
+    neighbours = (after[sum(counts) :] - ours[sum(counts) :]).abs()
+    if len(neighbours) and not neighbours.mean() <= tolerance:
+        return Finding(f"a token of one row moves another row's log-probabilities by {neighbours.mean():.1e}")
     if len(example.prompt) < 2:
         return Finding(None)
     prompted = replace(example, prompt=_changed(example.prompt, len(example.prompt) - 1, vocabulary))

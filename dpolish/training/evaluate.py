@@ -18,7 +18,8 @@ def evaluate(run: Run, step: int) -> StepMetrics:
         for batch in (batch.to(run.policy.device) for batch in group.batches):
             with attending(run.policy, batch):
                 logprobs = completion_logprobs(run.policy, batch)
-                seen = batch if run.plan.moved_by(step) else at_reference(logprobs, batch, run.policy.model.dtype)
-                _, values = run.objective(logprobs, seen)
+                if run.validation.reference is not None and not run.plan.moved_by(step):
+                    batch = at_reference(logprobs, batch, run.policy.model.dtype)
+                _, values = run.objective(logprobs, batch)
             metrics += StepMetrics.of(values)
     return metrics

@@ -23,13 +23,13 @@ def train(run: Run, state: TrainState | None = None) -> TrainState:
         metrics, grad_norm = train_step(run, group, state.step)
         lr = plan.schedule.lr_at(state.step)
         state = state.after(group)
-        pace = _pace(group, time.perf_counter() - start)
+        pace = _pace(run, group, time.perf_counter() - start)
         progress = {"consumed_samples": state.consumed_samples, "epoch": group.epoch + 1}
-        record = {**run.summarise(metrics), "grad_norm": grad_norm, "lr": lr, **pace, **progress}
+        record = {**run.objective.summarise(metrics), "grad_norm": grad_norm, "lr": lr, **pace, **progress}
         run.emit(StepRecord(state.step, "train", record))
         if plan.evaluates_at(state.step):
             start = time.perf_counter()
-            record = run.summarise(evaluate(run, state.step))
+            record = run.objective.summarise(evaluate(run, state.step))
             require_finite(record, state.step)
             seconds = {"validation_step_time": time.perf_counter() - start}
             run.emit(StepRecord(state.step, "val", {**record, **seconds, **progress}))
@@ -45,11 +45,11 @@ def require_finite(metrics: Mapping[str, float], step: int) -> None:
         )
 
 
-def _pace(group: BatchGroup, seconds: float) -> dict[str, float]:
+def _pace(run: Run, group: BatchGroup, seconds: float) -> dict[str, float]:
     """How fast a step was; tokens are those computed, a shared prompt once."""
     tokens = sum(batch.num_tokens for batch in group.batches)
     return {
         "step_time": seconds,
         "tokens_per_second": tokens / seconds,
-        "pairs_per_second": group.weight / seconds,
+        f"{run.objective.unit}_per_second": group.num_examples / seconds,
     }

@@ -8,7 +8,6 @@ from dpolish.losses.objective import Objective
 from dpolish.model.logprobs import Policy
 from dpolish.planning import RunPlan
 from dpolish.records import StepRecord
-from dpolish.tensors import StepMetrics
 from dpolish.training.optimizer import Optimizer
 
 
@@ -19,11 +18,11 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     consumed_samples: int = 0
-    """Pairs trained on."""
+    """Pairs (DPO) or demonstrations (SFT) trained on."""
 
     def after(self, group: BatchGroup) -> "TrainState":
         """The state once `group` has been trained on."""
-        return replace(self, step=self.step + 1, consumed_samples=self.consumed_samples + group.weight)
+        return replace(self, step=self.step + 1, consumed_samples=self.consumed_samples + group.num_examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,6 @@ class Run:
     sources: Sources
     validation: Loader | None
     objective: Objective
-    summarise: Callable[[StepMetrics], dict[str, float]]
-    """Sums of a whole batch → metrics by name."""
     optimizer: Optimizer
     where: tuple[str, ...]
     """`path:line` of every training row, for messages."""

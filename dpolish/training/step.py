@@ -15,20 +15,21 @@ STEP_ZERO_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16
 
 
 def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, float]:
-    """Metric sums and gradient norm of one optimizer step on a global batch: the loss is the mean over its pairs.
+    """Metric sums and gradient norm of one optimizer step: the loss is a mean over the whole global batch.
 
     `step` is 0-based. Raises RunError, before any weight changes, when the gradient is not finite or the reference does
     not match the policy before the first update.
     """
     metrics = StepMetrics.zero()
+    denominator = run.objective.denominator(group.num_examples, group.num_scored)
     run.policy.model.train()
     for batch in (batch.to(run.policy.device) for batch in group.batches):
         with attending(run.policy, batch):
             logprobs = completion_logprobs(run.policy, batch)
-            if not run.plan.moved_by(step):
+            if run.data.reference is not None and not run.plan.moved_by(step):
                 batch = at_reference(logprobs, batch, run.policy.model.dtype)
             losses, values = run.objective(logprobs, batch)
-            (losses.sum() / group.weight).backward()  # type: ignore[no-untyped-call]
+            (losses.sum() / denominator).backward()  # type: ignore[no-untyped-call]
         metrics += StepMetrics.of(values)
     try:
         grad_norm = run.optimizer.step(run.plan.schedule.lr_at(step))

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from dpolish.config import Composed, DpoConfig, compose
+from dpolish.config import Composed, DpoConfig, RunConfig, SftConfig, compose
 from dpolish.errors import ConfigError
 
 NEMO_YAML = Path(__file__).parent / "gpt_dpo.yaml"
 """NeMo-Aligner's keys and values."""
+NEMO_SFT_YAML = Path(__file__).parent / "gpt_sft.yaml"
+"""The same of SFT."""
 
 
-def composed(*overrides: str, file: Path | None = None) -> Composed:
+def composed(*overrides: str, file: Path | None = None) -> Composed[DpoConfig]:
     return compose(file, overrides, environ={})
 
 
@@ -19,7 +21,15 @@ def config(*overrides: str) -> DpoConfig:
     return composed(*overrides).config
 
 
-def value_of(result: Composed, key: str) -> object:
+def composed_sft(*overrides: str, file: Path | None = None) -> Composed[SftConfig]:
+    return compose(file, overrides, root=SftConfig, environ={})
+
+
+def sft_config(*overrides: str) -> SftConfig:
+    return composed_sft(*overrides).config
+
+
+def value_of(result: Composed[RunConfig], key: str) -> object:
     """The plain value of a dotted key."""
     found: object = result.resolved
     for part in key.split("."):
@@ -28,9 +38,14 @@ def value_of(result: Composed, key: str) -> object:
     return found
 
 
-def faults(*overrides: str, file: Path | None = None) -> list[str]:
+def faults(*overrides: str, file: Path | None = None, root: type[RunConfig] = DpoConfig) -> list[str]:
     """The faults reported, without the line that counts them."""
     with pytest.raises(ConfigError) as caught:
-        composed(*overrides, file=file)
+        compose(file, overrides, root=root, environ={})
     lines = str(caught.value).splitlines()
     return lines[1:] if lines[0].endswith(" problems:") else lines
+
+
+def sft_faults(*overrides: str, file: Path | None = None) -> list[str]:
+    """The same of SFT."""
+    return faults(*overrides, file=file, root=SftConfig)

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from dpolish.config import DpoConfig, compose, find_config, forbidden_attention, require_complete, to_yaml
 from dpolish.config.data_prefix import DataFiles, DataSource
 from dpolish.config.keys import all_keys
-from dpolish.config.nemo_keys import IGNORED, UNLISTED
+from dpolish.config.nemo_keys import DPO
 from dpolish.config.schema import (
-    DataConfig,
+    DpoDataConfig,
+    DpoModelConfig,
+    DpoTrainerConfig,
     ExpManagerConfig,
-    ModelConfig,
     OptimConfig,
     SchedConfig,
-    TrainerConfig,
     WandbConfig,
 )
 from dpolish.errors import ConfigError
@@ -93,7 +93,7 @@ def test_gpt_dpo_yaml_tells_what_it_says_in_vain() -> None:
     result = composed(*ONE_DEVICE, NO_NEMO_AT_END, file=NEMO_YAML)
     named = {line.partition(": ")[0] for line in result.ignored}
     assert {"defaults", "trainer.logger", "trainer.max_steps", "model.mcore_gpt", "model.optim.bucket_cap_mb"} <= named
-    assert named <= set(IGNORED)
+    assert named <= set(DPO.ignored)
     assert all(len(line.partition(": ")[2]) > 10 for line in (*result.ignored, *result.without_effect))
     assert result.without_effect == ()  # its values are the defaults
     told = composed(*ONE_DEVICE, "trainer.dpo.save_interval=50", "exp_manager.resume_if_exists=false").without_effect
@@ -106,7 +106,7 @@ def test_defaults_that_differ_from_nemo() -> None:
     assert (ours.trainer.num_nodes, ours.trainer.devices, ours.trainer.accelerator) == (1, 1, "auto")
     assert (ours.trainer.precision, ours.exp_manager.explicit_log_dir) == (None, None)
     assert not ours.exp_manager.checkpoint_callback_params.save_nemo_on_train_end
-    assert ours == replace(DpoConfig(), trainer=TrainerConfig(deterministic=False))
+    assert ours == replace(DpoConfig(), trainer=DpoTrainerConfig(deterministic=False))
 
 
 def test_all_faults_are_reported_together_names_first(yaml_file: Callable[[str], Path]) -> None:
@@ -208,11 +208,11 @@ def test_a_configuration_survives_its_own_yaml(
     name: str, path: str, wandb: str, tags: list[str], lr: float, val: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     before = DpoConfig(
-        trainer=TrainerConfig(deterministic=True, dpo=replace(TrainerConfig().dpo, val_check_interval=val)),
+        trainer=DpoTrainerConfig(deterministic=True, dpo=replace(DpoTrainerConfig().dpo, val_check_interval=val)),
         exp_manager=ExpManagerConfig(name=name, wandb_logger_kwargs=WandbConfig(name=wandb, tags=tuple(tags))),
-        model=ModelConfig(
+        model=DpoModelConfig(
             optim=OptimConfig(lr=lr, sched=SchedConfig(warmup_ratio=0.1, warmup_steps=None)),
-            data=DataConfig(data_prefix=DataFiles(train=(DataSource(path, lr), DataSource(path, 1.0)))),
+            data=DpoDataConfig(data_prefix=DataFiles(train=(DataSource(path, lr), DataSource(path, 1.0)))),
         ),
     )
     file = tmp_path_factory.mktemp("yaml") / "config.yaml"
@@ -255,7 +255,7 @@ def test_origin_names_every_key() -> None:
 
 
 def test_keys_that_gpt_dpo_yaml_lacks_can_be_added() -> None:
-    defaults = {key: all_keys()[key].default for key in UNLISTED}
+    defaults = {key: all_keys()[key].default for key in DPO.unlisted}
     plain = {key: value for key, value in defaults.items() if isinstance(value, bool | int | float)}
     assert len(plain) > 10
     assert config(*(f"+{key}={value}" for key, value in plain.items())) == config()

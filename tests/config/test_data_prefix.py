@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from dpolish.config.data_prefix import DataFiles, DataSource, is_split, parse_data_prefix
+from dpolish.config.data_prefix import DataFiles, DataSource, DataSources, is_split, parse_data_prefix, parse_sources
 from dpolish.errors import ConfigError
 
 A, B = DataSource("a"), DataSource("b")
@@ -76,3 +76,27 @@ def test_plain_and_back(train: tuple[DataSource, ...], validation: tuple[DataSou
     named = (("validation", validation),) if by_split else ()
     files = DataFiles(train=train, validation=named, by_split=by_split)
     assert parse_data_prefix(files.plain()) == files
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3, "expected a path or a list of paths, got 3"),
+        ({"train": ["a"]}, "expected a path or a list of paths, got {'train'"),
+        ([0.3, "a", 0.7], "weights and paths must alternate, but the list has 3 items"),
+        (["a", None], "expected a path, got None"),
+        ("", "a path is empty; is a shell variable not set?"),
+        ([-1, "a"], "expected a weight above 0, got -1"),
+    ],
+)
+def test_the_ways_to_name_one_split_wrongly(value: object, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_sources(value)
+    assert str(caught.value).startswith(words)
+
+
+@given(sources)
+def test_one_split_plain_and_back(found: tuple[DataSource, ...]) -> None:
+    assert parse_sources(DataSources(found).plain()) == DataSources(found)
+    assert parse_sources(None) == parse_sources(DataSources().plain()) == DataSources()
+    assert parse_sources("a") == parse_sources(["a"]) == DataSources((A,))

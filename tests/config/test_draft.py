@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpolish.config.keys import all_keys
-from dpolish.config.nemo_keys import ALIASES, IGNORED
+from dpolish.config.schema import ROOTS, RunConfig
+from dpolish.config.trees import tree_of
 from tests.config.composing import composed, config, faults, value_of
 
 
@@ -59,6 +60,14 @@ from tests.config.composing import composed, config, faults, value_of
             "model.data.data_prefix",
             {"train": [0.3, "/a", 0.7, "/b"]},
         ),
+        ("model.data.pairs=all", "model.data.pairs", "all"),
+        ("model.data.chat_template=nemo", "model.data.chat_template", "nemo"),
+        ("model.data.chat_template=/a/b.jinja", "model.data.chat_template", "/a/b.jinja"),
+        (
+            "+model.data.chat_prompt_tokens.turn_start='<extra_id_1>'",
+            "model.data.chat_prompt_tokens.turn_start",
+            "<extra_id_1>",
+        ),
         ("++model.data.data_prefix.train=[x]", "model.data.data_prefix", {"train": ["x"]}),
     ],
 )
@@ -91,6 +100,11 @@ def test_an_override_sets(override: str, key: str, value: object) -> None:
         ("model.seed=${nothing:1}", "nothing"),
         ("exp_manager.name='${x'", "exp_manager.name"),
         ("model.optim.lr=???", "missing"),
+        ("model.data.pairs=best", "unknown value 'best'"),
+        ("model.data.chat_template=", "is empty"),
+        ("exp_manager.checkpoint_callback_params.filename='{${x'", "checkpoint_callback_params.filename"),
+        ("model.restore_from_path=/m", "DPO names its model with pretrained_checkpoint.restore_from_path"),
+        ("model.data.train_ds.file_path=a", "DPO names its files with model.data.data_prefix"),
         ("model.dpo.average_log_probs=true", "preference_average_log_probs"),
         ("++model.dpo.average_log_probs=false", "sft_average_log_probs"),
         ("model.data.data_prefix={trian: [a]}", "Did you mean 'model.data.data_prefix.train'?"),
@@ -136,7 +150,9 @@ def test_a_ratio_takes_the_place_of_steps() -> None:
     assert "both given" in fault
 
 
-KNOWN = sorted({*all_keys(), *ALIASES, *(key for key in IGNORED if not key.endswith(".*"))})
+def known_keys(root: type[RunConfig]) -> list[str]:
+    nemo = tree_of(root).nemo
+    return sorted({*all_keys(root), *nemo.aliases, *(key for key in nemo.ignored if not key.endswith(".*"))})
 
 
 def typos(key: str) -> list[str]:
@@ -148,30 +164,48 @@ def typos(key: str) -> list[str]:
     return [f"{stem}.{typo}"[1:] for typo in (lost, doubled, changed) if typo]
 
 
-WRONG = [typo for key in KNOWN for typo in typos(key) if typo not in KNOWN]
-HINTS = {typo: key for key in KNOWN for typo in typos(key)}
+HINTS: dict[type[RunConfig], dict[str, str]] = {
+    root: {typo: key for key in known_keys(root) for typo in typos(key) if typo not in known_keys(root)}
+    for root in ROOTS.values()
+}
+"""Every typo, and the key that it means."""
+
+
+def batches(size: int) -> list[tuple[type[RunConfig], list[str]]]:
+    return [
+        (root, list(wrong)[start : start + size])
+        for root, wrong in HINTS.items()
+        for start in range(0, len(wrong), size)
+    ]
 
 
 @pytest.mark.parametrize(("form", "step"), [("{}=1", 1), ("+{}=1", 3), ("++{}=1", 3)])
 def test_a_typo_in_any_key_is_refused_with_a_hint(form: str, step: int) -> None:
-    for start in range(0, len(WRONG), 20 * step):  # as many faults as one error shows
-        _check_typos(WRONG[start : start + 20 * step : step], form)
+    for root, batch in batches(20 * step):  # as many faults as one error shows
+        _check_typos(batch[::step], form, root)
 
 
-def _check_typos(batch: Sequence[str], form: str) -> None:
-    found = faults(*(form.format(typo) for typo in batch))
+def _check_typos(batch: Sequence[str], form: str, root: type[RunConfig]) -> None:
+    found = faults(*(form.format(typo) for typo in batch), root=root)
     for typo, fault in zip(batch, found, strict=True):
         assert fault.startswith(f"command line: `{form.format(typo)}`: unknown key {typo!r}.")
-        assert f"Did you mean {HINTS[typo]!r}?" in fault
+        assert f"Did you mean {HINTS[root][typo]!r}?" in fault
 
 
-@pytest.mark.parametrize("start", range(0, len(WRONG), 20))
-def test_a_typo_in_a_file_is_refused_with_a_hint(yaml_file: Callable[[str], Path], start: int) -> None:
-    batch = WRONG[start : start + 20]
+@pytest.mark.parametrize(("root", "batch"), batches(20))
+def test_a_typo_in_a_file_is_refused_with_a_hint(
+    yaml_file: Callable[[str], Path], root: type[RunConfig], batch: list[str]
+) -> None:
     path = yaml_file(_as_yaml(batch))
-    found = "\n".join(faults(file=path))
-    assert all(f"unknown key {typo!r}. Did you mean {HINTS[typo]!r}?" in found for typo in batch)
+    found = "\n".join(faults(file=path, root=root))
+    assert all(f"unknown key {typo!r}. Did you mean {HINTS[root][typo]!r}?" in found for typo in batch)
     assert found.count(f"{path}:") == len(batch)
+
+
+def test_every_key_of_both_trees_is_mistyped_above() -> None:
+    for root, wrong in HINTS.items():
+        assert set(wrong.values()) == set(known_keys(root))
+        assert len(wrong) > 300
 
 
 def _as_yaml(keys: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from dpolish.config import compose
 from dpolish.config.keys import all_keys
-from dpolish.config.nemo_keys import ALIASES, IGNORED, RENAMED, UNLISTED, reason_ignored
+from dpolish.config.nemo_keys import DPO
 from dpolish.errors import ConfigError
 from tests.config.composing import NEMO_YAML, value_of
 
@@ -191,7 +191,7 @@ def test_a_key_whose_machinery_is_not_here_takes_its_default_alone(key: str) -> 
 @pytest.mark.parametrize("key", sorted(WITHOUT_MEANING))
 def test_a_key_without_a_meaning_is_accepted_and_named(key: str) -> None:
     result = compose(None, [f"++{key}=null"], environ={})
-    assert result.ignored == (f"{key}: {IGNORED[key]}",)
+    assert result.ignored == (f"{key}: {DPO.ignored[key]}",)
     assert result.config == compose(environ={}).config
 
 
@@ -201,16 +201,18 @@ def test_what_guides_and_tests_add_is_accepted(override: str) -> None:
 
 
 def test_the_tables_hold_no_key_twice() -> None:
-    tables = [*all_keys(), *IGNORED, *ALIASES, *RENAMED]
+    tables = [*all_keys(), *DPO.ignored, *DPO.aliases, *DPO.renamed]
     assert len(tables) == len(set(tables))
-    assert all_keys().keys() >= UNLISTED
-    assert not UNLISTED & set(nemo_keys())
-    assert all_keys().keys() >= set(ALIASES.values())
+    assert all_keys().keys() >= DPO.unlisted
+    assert not DPO.unlisted & set(nemo_keys())
+    assert all_keys().keys() >= set(DPO.aliases.values())
 
 
 def test_an_open_group_covers_what_is_below_it_and_nothing_beside_it() -> None:
     assert (
-        reason_ignored("model.tokenizer.library") == reason_ignored("model.tokenizer") == IGNORED["model.tokenizer.*"]
+        DPO.reason_ignored("model.tokenizer.library")
+        == DPO.reason_ignored("model.tokenizer")
+        == DPO.ignored["model.tokenizer.*"]
     )
-    assert reason_ignored("model.tokenizers.library") is None
-    assert reason_ignored("trainer.logger.x") is None
+    assert DPO.reason_ignored("model.tokenizers.library") is None
+    assert DPO.reason_ignored("trainer.logger.x") is None

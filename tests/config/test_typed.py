@@ -85,7 +85,6 @@ def test_a_value_is_refused(override: str, words: str) -> None:
         "model.sequence_parallel=true",
         "model.activations_checkpoint_num_layers=1",
         "model.data.apply_ftfy=true",
-        "model.data.chat_prompt_tokens.turn_start=x",
     ],
 )
 def test_what_comes_later_is_refused_with_a_way_out(override: str) -> None:

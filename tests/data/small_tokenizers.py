@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 SENTENCES = (
@@ -100,6 +100,88 @@ def merging(pattern: str = "$A") -> PreTrainedTokenizerFast:
 def _around(tokenizer: Tokenizer, pattern: str) -> processors.TemplateProcessing:
     special = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>") if token in pattern]
     return processors.TemplateProcessing(single=pattern, special_tokens=special)
+
+
+@cache
+def gpt2() -> PreTrainedTokenizerFast:
+    """GPT-2's: byte-level, one special token for everything, no chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
+
+
+@cache
+def unigram() -> PreTrainedTokenizerFast:
+    """SentencePiece's unigram kind, as Gemma and T5 have it: byte fallback, BOS in front, `<extra_id_0>` and so on."""
+    special = ["<unk>", "<s>", "</s>"]
+    words = ["▁the", "▁was", "▁year", "▁is", "▁It", "It", "▁12", "15", "er", "ant", "as", "sist", "user", "\n"]
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [(name, 0.0) for name in special]
+    vocabulary += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    vocabulary += [(piece, -3.0 - rank / 100) for rank, piece in enumerate([*words, "▁", *letters])]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = _around(tokenizer, "<s> $A")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    turns = ["<start_of_turn>", "<end_of_turn>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
+    fast.add_special_tokens({"additional_special_tokens": turns})
+    return fast
+
+
+@cache
+def llama3() -> PreTrainedTokenizerFast:
+    """Llama 3's kind: byte-level with its own splits, many special tokens, BOS in front."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    splits = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(splits), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=[*special, *(f"<|reserved_special_token_{number}|>" for number in range(8))],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    begin = [("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=begin)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+
+
+@cache
+def across() -> PreTrainedTokenizerFast:
+    """One that splits nowhere, so that it joins whatever often stands side by side: line breaks with words, for one."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<|end|>"],
+        initial_alphabet=[chr(code) for code in (*range(9, 11), *range(32, 127))],
+        show_progress=False,
+    )
+    tokenizer.decoder = decoders.Fuse()
+    chats = ["assistant\nIt was 1215.\n<", "Assistant\nIt was", "[/INST] It was", "|>\nIt", ".\n<extra_id_1>User\nWh"]
+    tokenizer.train_from_iterator([*SENTENCES, *chats * 4], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", unk_token="<unk>")
+
+
+KINDS = {"byte_level": byte_level, "gpt2": gpt2, "unigram": unigram, "llama3": llama3, "across": across}
+"""The kinds of the golden files."""
 
 
 class Letters(PreTrainedTokenizer):

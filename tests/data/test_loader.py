@@ -68,7 +68,7 @@ def loader(count: int, batch: int = 4, packing: Packing | None = None) -> Loader
 def described(group: BatchGroup) -> tuple[object, ...]:
     """Everything that a step sees of a group."""
     tensors = [batch.tokens.tolist() + batch.reference.tolist() for batch in group.batches]
-    return group.epoch, group.rows.tolist(), group.weight, tensors
+    return group.epoch, group.rows.tolist(), group.num_examples, tensors
 
 
 @pytest.mark.parametrize("weights", [None, (0.3, 0.7)])
@@ -82,7 +82,7 @@ def test_groups_restart_from_any_step(weights: tuple[float, ...] | None) -> None
 
 def test_the_last_batch_of_an_epoch_is_short_and_weighs_what_it_holds() -> None:
     groups = list(islice(loader(11).training_groups(7, Sources((11,)), 3), 6))
-    assert [group.weight for group in groups] == [4, 4, 3, 4, 4, 3]
+    assert [group.num_examples for group in groups] == [4, 4, 3, 4, 4, 3]
     assert [group.epoch for group in groups] == [0, 0, 0, 1, 1, 1]
     for epoch in (0, 1):
         rows = [row for group in groups if group.epoch == epoch for row in group.rows.tolist()]
@@ -98,7 +98,7 @@ def test_a_limited_epoch_takes_the_first_batches_of_each_order() -> None:
 
 def test_a_file_smaller_than_the_batch_is_one_batch() -> None:
     (group,) = islice(loader(3, batch=64).training_groups(7, Sources((3,)), 1), 1)
-    assert group.weight == 3
+    assert group.num_examples == 3
 
 
 @pytest.mark.parametrize("packing", [Packing(True, 40, 1), Packing(False, 60, 1), Packing(False, None, 3)])
@@ -119,7 +119,7 @@ def test_validation_reads_all_rows_in_file_order_or_the_first_batches() -> None:
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]
     ]  # fmt: skip
     assert [group.rows.tolist() for group in data.validation_groups(1)] == [[0, 1, 2, 3]]
-    assert sum(group.weight for group in data.validation_groups(9)) == 11
+    assert sum(group.num_examples for group in data.validation_groups(9)) == 11
 
 
 @pytest.mark.parametrize("total_steps", [1, 3, 4, 9])

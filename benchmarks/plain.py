@@ -1,0 +1,31 @@
+"""The loss of some rows computed plainly: the model as transformers has it, padded rows, all logits, float32."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+_AT_ONCE = 2
+"""Rows in one forward pass: logits of more fill the memory."""
+_IGNORED = -100
+
+
+def plain_loss(folder: Path, rows: Sequence[tuple[list[int], list[int]]]) -> float:
+    """Mean negative log-likelihood of the trained tokens of all (ids, trained) rows."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+    total = 0.0
+    for first in range(0, len(rows), _AT_ONCE):
+        part = rows[first : first + _AT_ONCE]
+        width = max(len(ids) for ids, _ in part)
+        tokens, mask, labels = (torch.full((len(part), width), fill) for fill in (0, 0, _IGNORED))
+        for row, (ids, trained) in enumerate(part):
+            tokens[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = 1
+            labels[row, : len(ids)] = torch.where(torch.tensor(trained).bool(), torch.tensor(ids), _IGNORED)
+        with torch.no_grad():
+            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
+        losses = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none")
+        total += losses.double().sum().item()
+    return total / sum(sum(trained) for _, trained in rows)
