@@ -46,7 +46,7 @@ def prepare_ids(
     sources = (Source(GIVEN, None, range(len(examples))),)
     train = Ingested(tuple(examples), where, sources, count, DataSummary((), {}, {}, (), count(examples)))
     backend = choose_backend(config.model.attention_backend, CPU, composed.forbidden_attention)
-    seq_length = sequence_length(config, model, composed.origin)
+    seq_length = sequence_length(composed, model)
     plan = make_plan(config, model, data_facts(train), None, Machine("cpu", available_memory(CPU)), seq_length)
     packing = Packing(sharing_of(config) != "off", plan.tokens_per_micro_batch, config.model.micro_batch_size)
     return Prepared(

@@ -76,7 +76,8 @@ def plan(composed: Composed[RunConfig]) -> list[str]:
     Trains nothing. Raises InputError as `train` would.
     """
     prepared = _prepared(composed)
-    return [*_told(prepared), *_numbers(prepared), *(_reference_lines(prepared) if composed.config.verb == "dpo" else ())]
+    reference = _reference_lines(prepared) if composed.config.verb == "dpo" else ()
+    return [*_told(prepared), *_numbers(prepared), *reference]
 
 
 def _reference_lines(prepared: Prepared) -> Iterator[str]:
@@ -325,7 +326,10 @@ def _told(prepared: Prepared) -> Iterator[str]:
         for line in summary.lines():
             yield f"{split}: {line}"
     yield from _validation_notes(prepared.config)
-    yield from (f"WARNING: {finding}" for finding in prepared.rendering.findings())
+    findings = [*prepared.rendering.findings(), *prepared.warnings]
+    yield from (f"WARNING: {finding}" for finding in findings)
+    if findings:
+        yield "`dpolish check` says more about the data"
     for title, keys in (
         ("keys without meaning here", prepared.composed.ignored),
         ("keys without effect in this version", prepared.composed.without_effect),
@@ -337,7 +341,7 @@ def _told(prepared: Prepared) -> Iterator[str]:
 
 def _validation_notes(config: RunConfig) -> Iterator[str]:
     if isinstance(config, SftConfig):
-        sources = [source for source in config.model.data.validation_ds.sources]
+        sources = list(config.model.data.validation_ds.sources)
     else:
         held_out = config.model.data.data_prefix.validation
         sources = [source for _, files in held_out for source in files]
@@ -350,7 +354,7 @@ def _validation_notes(config: RunConfig) -> Iterator[str]:
 
 def _numbers(prepared: Prepared) -> Iterator[str]:
     plan, config = prepared.plan, prepared.config
-    rows = list(describe(plan, config, prepared.composed.origin))
+    rows = list(describe(plan, prepared.composed))
     asked = config.model.attention_backend
     rows.append(("model.attention_backend", prepared.backend, "derived" if asked == "auto" else "given"))
     width = max(len(name) for name, _, _ in rows)

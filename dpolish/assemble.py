@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from dpolish.config.compose import Composed, require_complete
 from dpolish.config.data_prefix import DataSource
 from dpolish.config.schema import DpoConfig, RunConfig, SftConfig, SftFilesConfig
+from dpolish.data.check.glance import Glance
 from dpolish.data.ingest import Ingested, ingest, split_rows
 from dpolish.data.kinds import Demonstrations, Pairs, Record
 from dpolish.data.loader import Loader, Sources, trained_rows
@@ -66,6 +67,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     rendering: Rendering
     """What the rows are rendered with, beside what the model was fine-tuned with."""
+    warnings: tuple[str, ...]
+    """What a glance at the rows found; `dpolish check` looks closely."""
     train: Ingested
     validation: Ingested | None
     summaries: tuple[tuple[str, DataSummary], ...]
@@ -102,11 +105,11 @@ def prepare(composed: Composed[RunConfig]) -> Prepared:
     model = read_model_facts(find_model(str(config.restore_from_path)))
     tokenizer = load_tokenizer(str(model.folder))
     template = template_of(config, tokenizer)
-    seq_length = sequence_length(config, model, composed.origin)
-    first = FirstRows()
-    train, validation, summaries = read_data(config, tokenizer, template, seq_length, first)
+    seq_length = sequence_length(composed, model)
+    glance = Glance(ends_of(config, tokenizer, template))
+    train, validation, summaries = read_data(config, tokenizer, template, seq_length, glance)
     rendering = Rendering(
-        rows=first.rows,
+        rows=glance.first,
         template=template,
         prompt_template=prompt_template_of(config, train),
         trained=load_template(model.folder),
@@ -124,7 +127,20 @@ def prepare(composed: Composed[RunConfig]) -> Prepared:
         micro_batch_size=config.model.micro_batch_size,
         multiple_of=FLEX_MULTIPLE if backend == "flex" else 1,
     )
-    return Prepared(composed, model, tokenizer, rendering, train, validation, summaries, device, backend, packing, plan)
+    return Prepared(
+        composed,
+        model,
+        tokenizer,
+        rendering,
+        tuple(glance.warnings()),
+        train,
+        validation,
+        summaries,
+        device,
+        backend,
+        packing,
+        plan,
+    )
 
 
 def choose_device(accelerator: str, devices: object = 1) -> torch.device:
@@ -179,17 +195,12 @@ def prompt_template_of(config: RunConfig, train: Ingested) -> str | None:
     return None
 
 
-class FirstRows:
-    """A watch over rows as they are read, which keeps the first ones."""
-
-    def __init__(self, count: int = 64) -> None:
-        self.rows: list[Record] = []
-        self._count = count
-
-    def __call__(self, record: Record) -> None:
-        """See a row."""
-        if len(self.rows) < self._count:
-            self.rows.append(record)
+def ends_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[str, ...]:
+    """What may end an answer that is a text; nothing where training appends the end-of-sequence token itself."""
+    if isinstance(config, SftConfig) or config.model.data.append_eod:
+        return ()
+    stops = (template.stop if template is not None else "", str(tokenizer.eos_token or ""))
+    return tuple(stop for stop in stops if stop)
 
 
 Data = tuple[Ingested, Ingested | None, tuple[tuple[str, DataSummary], ...]]
@@ -201,12 +212,12 @@ def read_data(
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate | None,
     seq_length: int,
-    watch: Callable[[Record], None],
+    glance: Glance,
 ) -> Data:
-    """The examples of both splits, as the verb reads rows; `watch` sees the training rows."""
+    """The examples of both splits, as the verb reads rows; `glance` sees them all."""
     if isinstance(config, SftConfig):
-        return _read_demonstrations(config, tokenizer, template, seq_length, watch)
-    return _read_pairs(config, tokenizer, template, seq_length, watch)
+        return _read_demonstrations(config, tokenizer, template, seq_length, glance)
+    return _read_pairs(config, tokenizer, template, seq_length, glance)
 
 
 def _read_pairs(
@@ -214,7 +225,7 @@ def _read_pairs(
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate | None,
     seq_length: int,
-    watch: Callable[[Record], None],
+    glance: Glance,
 ) -> Data:
     data = config.model.data
     tokenization = Tokenization.of(
@@ -231,7 +242,7 @@ def _read_pairs(
         files = [(source.weight, source.path) for source in sources]
         return ingest(files, kind, tokenization, seq_length=seq_length, on_overlong=data.on_overlong, watch=seen)
 
-    train = read(data.data_prefix.train, watch)
+    train = read(data.data_prefix.train, glance.train)
     if not data.data_prefix.by_split and data.splits_string is not None:
         first, second, _ = split_rows(data.splits_string, len(train.examples))
         if not first:
@@ -240,11 +251,7 @@ def _read_pairs(
             )
         return train.part(first), train.part(second) if second else None, (("train", train.summary),)
     held_out = [source for _, sources in data.data_prefix.validation for source in sources]
-    return _with_summaries(train, read(held_out, _unwatched) if held_out else None)
-
-
-def _unwatched(record: Record) -> None:
-    del record
+    return _with_summaries(train, read(held_out, glance.validation) if held_out else None)
 
 
 def _read_demonstrations(
@@ -252,7 +259,7 @@ def _read_demonstrations(
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate | None,
     seq_length: int,
-    watch: Callable[[Record], None],
+    glance: Glance,
 ) -> Data:
     data = config.model.data
 
@@ -272,8 +279,8 @@ def _read_demonstrations(
         length = min(part.max_seq_length or seq_length, seq_length)
         return ingest(files, kind, tokenization, seq_length=length, on_overlong=data.on_overlong, watch=seen)
 
-    train = read(data.train_ds, watch)
-    return _with_summaries(train, read(data.validation_ds, _unwatched) if data.validation_ds.sources else None)
+    train = read(data.train_ds, glance.train)
+    return _with_summaries(train, read(data.validation_ds, glance.validation) if data.validation_ds.sources else None)
 
 
 def _with_summaries(train: Ingested, validation: Ingested | None) -> Data:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from dpolish.config.compose import Composed
 from dpolish.config.schema import DpoConfig, RunConfig, SftConfig
 from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts
@@ -97,14 +98,15 @@ class RunPlan:
         return any(self.schedule.lr_at(earlier) > 0 for earlier in range(step))
 
 
-def sequence_length(config: RunConfig, model: ModelFacts, origin: Mapping[str, str]) -> int:
+def sequence_length(composed: Composed[RunConfig], model: ModelFacts) -> int:
     """The configured length of a sequence, or the model's own limit up to 4096.
 
     A length that is only a default gives way to a smaller limit. Raises ConfigError for one that was asked for and that
     the model cannot do.
     """
+    config = composed.config
     key = SEQUENCE_KEYS[config.verb]
-    asked = config.seq_length if _asked(key, origin) else None
+    asked = config.seq_length if composed.chosen(key) else None
     limit = model.max_positions
     if asked is not None and limit is not None and asked > limit:
         raise ConfigError(
@@ -123,11 +125,6 @@ def sequence_length(config: RunConfig, model: ModelFacts, origin: Mapping[str, s
             f"Set it to {start} or less"
         )
     return length
-
-
-def _asked(key: str, origin: Mapping[str, str]) -> bool:
-    """Whether somebody set the length, with its own key or with the one that it follows."""
-    return "given" in (origin.get(key), origin.get("model.encoder_seq_length"))
 
 
 def make_plan(
@@ -307,16 +304,18 @@ _SHOWN_ALWAYS = (
 """Keys that decide a run, besides those that stand above them with what follows."""
 
 
-def describe(plan: RunPlan, config: RunConfig, origin: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def describe(plan: RunPlan, composed: Composed[RunConfig]) -> Iterator[tuple[str, str, str]]:
     """(name, value, mark) of every number; the mark is default, given, environment or derived."""
 
+    config = composed.config
+
     def marked(key: str, value: object) -> tuple[str, str, str]:
-        return key, "null" if value is None else str(value), origin.get(key, "default")
+        return key, "null" if value is None else str(value), composed.origin[key]
 
     yield "device", plan.device, "derived" if config.trainer.accelerator == "auto" else "given"
     yield ("trainer.precision", plan.precision, "derived" if config.trainer.precision is None else "given")
     length = SEQUENCE_KEYS[config.verb]
-    yield length, str(plan.seq_length), "given" if _asked(length, origin) else "derived"
+    yield length, str(plan.seq_length), "given" if composed.chosen(length) else "derived"
     yield "training rows", str(plan.rows), "derived"
     yield marked("model.global_batch_size", plan.global_batch_size)
     yield marked(f"trainer.{config.verb}.max_epochs", config.loop.max_epochs)

@@ -32,7 +32,7 @@ Prompt = str | tuple[Message, ...]
 """A string used to the letter, or the turns that the model's chat template renders."""
 
 Response = str | tuple[Message, ...]
-"""An answer, of the same kind as its prompt: a string, or the turns that follow, of which the assistant's are scored."""
+"""An answer, of the same kind as its prompt: a string, or turns, of which the assistant's are scored."""
 
 
 @dataclass(frozen=True, slots=True)

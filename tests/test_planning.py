@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpolish.config import DpoConfig, compose
+from dpolish.config.compose import Composed
 from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts
 from dpolish.planning import (
@@ -38,8 +39,12 @@ VALIDATION = DataFacts(rows=100, tokens=30_000, padded_tokens=40_000, largest=70
 CPU, GPU = Machine("cpu", 16 * 10**9), Machine("cuda", 80 * 10**9)
 
 
+def composed(*overrides: str) -> Composed[DpoConfig]:
+    return compose(None, ["model.global_batch_size=64", *overrides], environ={})
+
+
 def config(*overrides: str) -> DpoConfig:
-    return compose(None, ["model.global_batch_size=64", *overrides], environ={}).config
+    return composed(*overrides).config
 
 
 def plan(
@@ -49,7 +54,8 @@ def plan(
     validation: DataFacts | None = VALIDATION,
     machine: Machine = CPU,
 ) -> RunPlan:
-    return make_plan(config(*overrides), model, train, validation, machine)
+    made = composed(*overrides)
+    return make_plan(made.config, model, train, validation, machine, sequence_length(made, model))
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def test_precision(given_precision: str | None, machine: Machine, precision: str
     ],
 )
 def test_sequence_length(asked: int | None, positions: int | None, expected: int) -> None:
-    made = config() if asked is None else config(f"model.data.seq_length={asked}")
+    made = composed() if asked is None else composed(f"model.data.seq_length={asked}")
     assert sequence_length(made, replace(MODEL, max_positions=positions)) == expected
 
 
@@ -151,11 +157,11 @@ def test_a_length_beyond_the_models_is_refused() -> None:
 
 def test_rotary_positions_that_vary_bound_the_length() -> None:
     varying = replace(MODEL, max_positions=131072, varying_rope=("longrope", 1024))
-    assert sequence_length(config(), varying) == 1024
-    assert sequence_length(config("model.data.seq_length=1024"), varying) == 1024
+    assert sequence_length(composed(), varying) == 1024
+    assert sequence_length(composed("model.data.seq_length=1024"), varying) == 1024
     with pytest.raises(ConfigError, match=r"seq_length=1025: beyond 1024 tokens the longrope .*Set it to 1024 or less"):
-        sequence_length(config("model.data.seq_length=1025"), varying)
-    assert sequence_length(config(), replace(varying, varying_rope=("longrope", 8192))) == 4096
+        sequence_length(composed("model.data.seq_length=1025"), varying)
+    assert sequence_length(composed(), replace(varying, varying_rope=("longrope", 8192))) == 4096
 
 
 # --- micro-batches ----------------------------------------------------------------------------------------------------
@@ -241,7 +247,7 @@ def told(*overrides: str, **facts: object) -> list[str]:
     made = config(*overrides)
     machine = facts.pop("machine", CPU)
     assert isinstance(machine, Machine)
-    return list(remarks(make_plan(made, MODEL, replace(TRAIN, **facts), VALIDATION, machine), made))
+    return list(remarks(make_plan(made, MODEL, replace(TRAIN, **facts), VALIDATION, machine, 2048), made))
 
 
 TUTORIAL = ["model.global_batch_size=256", "model.optim.sched.constant_steps=0"]
@@ -295,11 +301,11 @@ def test_remarks_on_the_data_and_the_machine() -> None:
 
 
 def test_every_value_is_marked_with_where_it_comes_from() -> None:
-    composed = compose(None, ["trainer.dpo.max_epochs=2", "model.data.seq_length=512"], environ={})
-    made = make_plan(composed.config, MODEL, TRAIN, VALIDATION, CPU)
-    rows = {name: (value, mark) for name, value, mark in describe(made, composed.config, composed.origin)}
+    asked = composed("trainer.dpo.max_epochs=2", "model.data.seq_length=512")
+    made = make_plan(asked.config, MODEL, TRAIN, VALIDATION, CPU, 512)
+    rows = {name: (value, mark) for name, value, mark in describe(made, asked)}
     assert rows["trainer.dpo.max_epochs"] == ("2", "given")
-    assert rows["model.global_batch_size"] == ("64", "default")
+    assert rows["model.global_batch_size"] == ("64", "given")
     assert rows["model.data.seq_length"] == ("512", "given")
     assert rows["optimizer steps"] == ("32", "derived")
     assert rows["model.data.tokens_per_micro_batch"] == ("1024", "derived")

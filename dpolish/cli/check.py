@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from dpolish.data.check.model import TokenChecks
     from dpolish.data.check.report import Report
     from dpolish.data.check.source import Options
-    from dpolish.data.check.model import TokenChecks
 
 _PAIRS = click.Choice(["best_vs_worst", "best_vs_rest", "adjacent", "all"])
 

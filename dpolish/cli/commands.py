@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -134,6 +134,31 @@ def plan(cfg: str | None, verb: str | None, **options: Any) -> None:
         click.echo(line)
 
 
+@click.command("convert-data")
+@click.argument("source")
+@click.argument("destination")
+@click.option("--format", "format_", metavar="FORMAT", help="Shape of the rows, where it is not recognised.")
+@click.option(
+    "--pairs",
+    type=click.Choice(["best_vs_worst", "best_vs_rest", "adjacent", "all"]),
+    default="best_vs_worst",
+    show_default=True,
+    help="How several answers to a prompt become pairs.",
+)
+@click.option("--sft", is_flag=True, help="Read rows as demonstrations, where they could be either.")
+def convert_data(source: str, destination: str, format_: str | None, pairs: str, sft: bool) -> None:
+    """Write the rows of SOURCE, of whatever shape, as native JSON lines to DESTINATION.
+
+    \b
+    dpolish convert-data ultrafeedback.parquet train.jsonl --pairs best_vs_rest
+    """
+    from dpolish.data.convert import convert
+
+    kind: Literal["sft"] | None = "sft" if sft else None
+    for line in convert(source, destination, format=format_, pairs=pairs, kind=kind).lines():
+        click.echo(line)
+
+
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Hugging Face folder.")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What the user says; repeatable.")
@@ -173,4 +198,4 @@ def _prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-COMMANDS = {"dpo": dpo, "sft": sft, "check": check, "plan": plan, "generate": generate, "demo": demo}
+COMMANDS = {str(verb.name): verb for verb in (dpo, sft, check, convert_data, plan, generate, demo)}

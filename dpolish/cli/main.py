@@ -16,12 +16,14 @@ from dpolish.errors import DpolishError
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dpolish")
 def cli() -> None:
-    """Polish language models on preference data: DPO and its relatives.
+    """Polish language models: SFT on demonstrations, then DPO and its relatives on preference data.
 
     \b
-    dpolish demo                                                 see it work, in minutes, on a laptop
-    dpolish plan --model DIR --train pairs.jsonl                 every number of a run, nothing trained
-    dpolish dpo  --model DIR --train pairs.jsonl --output OUT    train
+    dpolish demo                                                  see it work, in minutes, on a laptop
+    dpolish check pairs.jsonl --model DIR                         what is wrong with the data
+    dpolish plan  --model DIR --train pairs.jsonl                 every number of a run, nothing trained
+    dpolish sft   --model DIR --train chats.jsonl --output OUT    fine-tune on demonstrations
+    dpolish dpo   --model DIR --train pairs.jsonl --output OUT    train on preferences
 
     Exit codes: 0 done, 1 a fault of dpolish, 2 your input or configuration, 3 the run failed.
     """

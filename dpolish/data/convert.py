@@ -56,11 +56,11 @@ class Converted:
 
     def lines(self) -> list[str]:
         """The summary for a terminal."""
-        what = "pairs" if self.kind == "preference" else "demonstrations"
+        what = "pair" if self.kind == "preference" else "demonstration"
         columns = [f"  columns not used: {', '.join(self.extra_columns)}"] if self.extra_columns else []
         return [
-            f"{self.source}: read as {self.format}, {self.num_rows:,} rows",
-            f"{self.destination}: {self.num_written:,} {what} written",
+            f"{self.source}: read as {self.format}, {_counted(self.num_rows, 'row')}",
+            f"{self.destination}: {_counted(self.num_written, what)} written",
             *(f"  skipped, {reason}: {tally}" for reason, tally in self.skipped.items()),
             *(f"  {remark}: {tally}" for remark, tally in self.remarks.items()),
             *columns,
@@ -103,7 +103,7 @@ def convert(
             if shape != first:
                 what = f"written as {shape}, where the rows before it are written as {first}"
                 raise DataError(f"{record.where}: would be {what}, and a file has one format: split the file first")
-            output.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            output.write(native_line(record.where, row))
             written += 1
         if not written:
             reasons = "; ".join(f"{reason}: {tally}" for reason, tally in skipped.items())
@@ -128,6 +128,14 @@ def native_row(record: PreferencePair | Conversation) -> dict[str, object]:
         **{key: reward for key, reward in rewards.items() if reward is not None},
         **extras,
     }
+
+
+def native_line(where: str, row: Mapping[str, object]) -> bytes:
+    """A native row as a line of the file; `where` is the place that it came from."""
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:
+        raise DataError(f"{where}: cannot be written as JSON: {error}") from error
 
 
 def _prompt(prompt: Prompt) -> object:
@@ -156,6 +164,10 @@ def _demonstration(record: Conversation) -> dict[str, object]:
         usual = trained == (piece.role == "assistant")
         turns.append(_message(piece) if usual else {**_message(piece), "weight": int(trained)})
     return {"messages": turns}
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _extras(arguments: TemplateArguments) -> dict[str, object]:

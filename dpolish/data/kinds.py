@@ -1,4 +1,4 @@
-"""What a row may be: a pair (preference training) or a demonstration (SFT). Where reading them differs, it differs here."""
+"""What a row may be: a pair (preference training) or a demonstration (SFT). They are read differently here alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,9 +152,7 @@ class Pairs:
         """The rows of a file, a folder or a data set."""
         return PairFile(path, self.format, self.pairs)
 
-    def encode(
-        self, tokenization: Tokenization, records: Sequence[PreferencePair]
-    ) -> Sequence[TokenPair | DataError]:
+    def encode(self, tokenization: Tokenization, records: Sequence[PreferencePair]) -> Sequence[TokenPair | DataError]:
         """The tokens of each pair, or why it has none."""
         return tokenization.encode(records)
 

@@ -1,6 +1,6 @@
 """What became of the rows: how many were read, kept and dropped, why, and where they stand. No torch here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,12 +105,16 @@ class DataSummary:
             kept = f"kept {_rows(self.rows_kept)} of {self.rows_read:,}, dropped {self.rows_dropped:,}"
         else:  # rows with several answers: one row may make several pairs, or several rows one
             kept = f"{self.rows_kept:,} pairs from {_rows(self.rows_read)}, dropped {self.rows_dropped:,}"
-        reasons = [*(reason for reason in DROP_REASONS if reason in self.dropped), *sorted(self.dropped.keys() - set(DROP_REASONS))]
+        reasons = _in_order(self.dropped, DROP_REASONS)
         dropped = [f"  dropped, {reason}: {self.dropped[reason]}" for reason in reasons]
-        noted = [*(remark for remark in REMARKS if remark in self.remarks), *sorted(self.remarks.keys() - set(REMARKS))]
-        remarks = [f"  {remark}: {self.remarks[remark]}" for remark in noted]
+        remarks = [f"  {remark}: {self.remarks[remark]}" for remark in _in_order(self.remarks, REMARKS)]
         columns = [f"  columns not used: {', '.join(self.extra_columns)}"] if self.extra_columns else []
         return [*files, kept, *dropped, *remarks, *columns, *self.tokens.lines()]
+
+
+def _in_order(found: Mapping[str, Tally], known: Sequence[str]) -> list[str]:
+    """The names that were found: the known ones in their order, then the others."""
+    return [*(name for name in known if name in found), *sorted(found.keys() - set(known))]
 
 
 def _rows(count: int) -> str:

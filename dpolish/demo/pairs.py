@@ -3,7 +3,7 @@
     question       What is the opposite of big?
     demonstration  The opposite of big is small.    (or, as often, one like the rejected answer)
     chosen         The opposite of big is small.
-    rejected       The opposite of big is small. This is a fundamental concept that plays a crucial role in everyday life.
+    rejected       The opposite of big is small. It is often associated with a wide range of other ideas.
 
 Both answers of a pair say the same, so that only the manner can be learned. The rejected ones are what the
 demonstration's model is inclined to write, for pushing down what it would never have written changes nothing that it

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpolish.tensors import CompletionLogProbs, PackedBatch, PairLogProbs, StepMetrics
 
+
 class Objective(Protocol):
     """Any objective. The loss of a step is the sum of its losses over the global batch, divided by `denominator`."""
 

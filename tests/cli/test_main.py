@@ -154,7 +154,7 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["model.data.data_prefix={data}", "model.data.splits_string='0,1,1'"],
         ["model.data.splits_string=0,1,1 leaves no training row of 11"],
     ),
-    "a row format that is none": (["model.data.format=hh"], ["unknown row format 'hh'"]),
+    "a row format that is none": (["model.data.format=hhh"], ["unknown row format 'hhh'"]),
 }  # fmt: skip
 
 

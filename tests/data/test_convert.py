@@ -182,6 +182,17 @@ def test_a_bad_row_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
+def test_what_is_nested_too_deep_to_write_is_an_error_of_its_row(tmp_path: Path) -> None:
+    deep: object = 1
+    for _ in range(400):
+        deep = [deep]
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "c", "tool_calls": [{"a": deep}]}]
+    path = write(tmp_path, {"messages": turns})
+    with pytest.raises(DataError, match=r":1: cannot be written as JSON: Recursion limit"):
+        convert(path, str(tmp_path / "native.jsonl"))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
 def test_a_file_without_a_record_is_not_written(tmp_path: Path) -> None:
     path = write(tmp_path, {**TRL, "margin": 0})
     with pytest.raises(DataError, match=r"no row gives a record, so there is nothing to write \(a tie: .*:1"):

@@ -74,7 +74,7 @@ def test_a_split_is_chosen_or_must_be_named(save: Save) -> None:
 
 def test_an_empty_data_set_is_a_fault(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = library.Dataset.from_dict({"prompt": []})
-    monkeypatch.setattr(library, "load_dataset", lambda name, config: library.DatasetDict({"train": empty}))
+    monkeypatch.setattr(library, "load_dataset", lambda *_: library.DatasetDict({"train": empty}))
     assert list(open_rows("org/name")) == [Fault("org/name:train:1", "no rows here: the data set is empty")]
 
 

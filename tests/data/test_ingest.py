@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpolish.data import summary as about
 from dpolish.data.ingest import Ingested, OnOverlong, ingest, split_rows
+from dpolish.data.kinds import Pairs
 from dpolish.data.summary import Tally
 from dpolish.data.tokenize import Tokenization
 from dpolish.errors import ConfigError, DataError, ModelError
@@ -48,7 +49,7 @@ def take(
 ) -> Ingested:
     tokenization = Tokenization.of(tokenizer or words())
     files = [(None, path) for path in paths]
-    return ingest(files, tokenization, seq_length=seq_length, on_overlong=on_overlong, format=format)
+    return ingest(files, Pairs(format), tokenization, seq_length=seq_length, on_overlong=on_overlong)
 
 
 def dropped(data: Ingested, path: str) -> dict[str, list[int]]:
@@ -141,7 +142,7 @@ def test_prompt_with_longer_answer_decides_what_is_overlong(tmp_path: Path) -> N
 
 def test_an_appended_end_token_counts_for_the_length(tmp_path: Path) -> None:
     tokenization = Tokenization.of(words(), append_eod=True)
-    data = ingest([(None, write(tmp_path, LENGTHS))], tokenization, seq_length=4)
+    data = ingest([(None, write(tmp_path, LENGTHS))], Pairs(), tokenization, seq_length=4)
     assert data.summary.rows_kept == 1
     assert data.examples[0].completions[0].tokens.tolist() == [5, 2]
 
@@ -291,7 +292,7 @@ def test_one_empty_file_among_others_is_an_error_where_it_has_a_share(tmp_path: 
     good = write(tmp_path, [row("the", " cat", " dog")], "b.jsonl")
     assert take(empty, good).sizes == (0, 1)
     with pytest.raises(DataError, match=rf"^{empty}: no row is left to use"):
-        ingest([(0.5, empty), (0.5, good)], Tokenization.of(words()), seq_length=9)
+        ingest([(0.5, empty), (0.5, good)], Pairs(), Tokenization.of(words()), seq_length=9)
 
 
 def test_an_unknown_format_is_the_configurations_fault(tmp_path: Path) -> None:
@@ -308,10 +309,10 @@ def test_an_unknown_format_is_the_configurations_fault(tmp_path: Path) -> None:
 def test_weights_stay_with_their_files(tmp_path: Path) -> None:
     first = write(tmp_path, [row("the", " cat", " dog")] * 2, "a.jsonl")
     second = write(tmp_path, [row("the", " cat", " dog")] * 3, "b.jsonl")
-    data = ingest([(0.3, first), (0.7, second)], Tokenization.of(words()), seq_length=9)
+    data = ingest([(0.3, first), (0.7, second)], Pairs(), Tokenization.of(words()), seq_length=9)
     assert data.sizes == (2, 3)
     assert data.weights == (0.3, 0.7)
-    again = ingest([(0.3, first), (0.7, first)], Tokenization.of(words()), seq_length=9)
+    again = ingest([(0.3, first), (0.7, first)], Pairs(), Tokenization.of(words()), seq_length=9)
     assert [source.rows for source in again.sources] == [range(2), range(2, 4)]
 
 

@@ -1,5 +1,6 @@
 """What a user reads of the rows."""
 
+from dpolish.data.kinds import PairCounts
 from dpolish.data.summary import (
     BOUNDARY_MERGES,
     DROP_REASONS,
@@ -9,10 +10,9 @@ from dpolish.data.summary import (
     DataSummary,
     FileSummary,
     Tally,
-    TokenCounts,
 )
 
-TOKENS = TokenCounts(prompt=1000, chosen=400, rejected=300, longest=70, shared=1700, padded=2890)
+TOKENS = PairCounts(prompt=1000, chosen=400, rejected=300, longest=70, shared=1700, padded=2890)
 
 
 def test_the_summary_reads_well() -> None:

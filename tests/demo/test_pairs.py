@@ -23,8 +23,9 @@ def _question(pair: PreferencePair) -> str:
 def _answers(pair: PreferencePair) -> tuple[str, str]:
     assert not isinstance(pair.chosen, str)
     assert not isinstance(pair.rejected, str)
-    assert pair.chosen.role == pair.rejected.role == "assistant"
-    return pair.chosen.content, pair.rejected.content
+    (chosen,), (rejected,) = pair.chosen, pair.rejected
+    assert chosen.role == rejected.role == "assistant"
+    return chosen.content, rejected.content
 
 
 def test_same_seed_same_pairs_and_another_seed_others() -> None:

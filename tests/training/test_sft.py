@@ -224,9 +224,7 @@ def test_packing_never_changes_what_is_learned(setup: tiny.Setup, files: dict[st
         assert tiny.largest_difference(tiny.weights(base.model), tiny.weights(other.model)) < 1e-4, name
 
 
-def test_the_model_of_sft_goes_straight_into_dpo(
-    setup: tiny.Setup, files: dict[str, Files], tmp_path: Path
-) -> None:
+def test_the_model_of_sft_goes_straight_into_dpo(setup: tiny.Setup, files: dict[str, Files], tmp_path: Path) -> None:
     tuned = run(setup.model, files["prompt-response"], tmp_path / "sft").model
     composed = dpolish.compose(
         overrides=setup.overrides, model=str(tuned), train=[str(setup.train)], output=str(tmp_path / "dpo"), environ={}

@@ -163,8 +163,11 @@ class Ledger:
         return self._tallies[check.kind].count if check.kind in self._tallies else 0
 
     def findings(self) -> tuple[Finding, ...]:
-        """Everything found: errors, warnings, notes; of each first what training drops, in the order of declaration."""
-        found = [tally for kind in CHECKS if (tally := self._tallies.get(kind)) is not None]
+        """Everything found: errors, warnings, notes; of each first what training drops, then by how often."""
         severities: Sequence[Severity] = tuple(Severity)
-        found.sort(key=lambda tally: (severities.index(tally.check.severity), not tally.check.drops))
+
+        def rank(tally: Tally) -> tuple[int, bool, int, str]:
+            return severities.index(tally.check.severity), not tally.check.drops, -tally.count, tally.check.kind
+
+        found = sorted(self._tallies.values(), key=rank)
         return tuple(tally.finding(self._additions.get(tally.check.kind, "")) for tally in found)

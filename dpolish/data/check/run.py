@@ -69,8 +69,10 @@ def check(
             run.read(path, "train")
         for path in validation:
             run.read(path, "validation")
-    statistics = run.finish()
-    fixed = None if fix is None else write_clean(fix, files, run.options, run.train_flags, run.reasons)
+    statistics = run.finish(fixing=fix is not None)
+    fixed = None
+    if fix is not None and not all(run.train_flags):  # an empty file would be of no use
+        fixed = write_clean(fix, files, run.options, run.train_flags, run.reasons)
     return run.report(statistics, fixed, time.monotonic() - began)
 
 
@@ -202,7 +204,7 @@ class _Pass:
         """The flags of the training files' records."""
         return bytes(self.flags[: self._table.num_train])
 
-    def finish(self) -> Statistics:
+    def finish(self, *, fixing: bool) -> Statistics:
         """The checks that need all rows; the numbers."""
         table = self._table
         for one in ACROSS_CHECKS:
@@ -217,7 +219,8 @@ class _Pass:
             self._ledger.add(LENGTH_BIAS, first.path, first.path, words)
         for split in ("train", "validation"):
             files = [file for file in self._files if file.split == split]
-            if files and not self._refused and not any(file.kept for file in files):
+            explained = self._refused and not fixing
+            if files and not explained and not any(file.kept for file in files):
                 self._ledger.add(NOTHING_LEFT, files[0].path, files[0].path, split)
         return statistics
 

@@ -24,7 +24,7 @@ UNREADABLE_FILE = declare(
 NOT_UTF8 = declare(
     "not-utf8",
     Severity.ERROR,
-    "The file is not in UTF-8, or not here.",
+    "The text is not in UTF-8: not the file, or not this line.",
     "Convert it: iconv -f WINDOWS-1252 -t UTF-8 for a text from Windows, -f UTF-16 where the message says so.",
 )
 MALFORMED_ROW = declare(

@@ -26,7 +26,7 @@ from dpolish.registry import did_you_mean
 TAIL = "turns behind the last one that is trained on: left out"
 """A remark: what is left out changes no loss."""
 
-_ESCAPE = re.compile(r"\\(?:[nrt\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
+_ESCAPE = re.compile(r"\\(?:[nrt\\]|x[0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})")
 _MEANINGS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 

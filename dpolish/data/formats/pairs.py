@@ -27,6 +27,7 @@ _SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 REWARDS = ("chosen_reward", "rejected_reward", *(key for keys in _SCORES for key in keys), "margin")
 """Fields that say how much better one answer is: rewards as they stand, scores of both answers, or their difference."""
@@ -279,6 +280,8 @@ def _asked(row: Fields, question: str, chosen: str, rejected: str) -> Preference
     "rejected",
     optional=("input", "history", *REWARDS),
     unused=("output",),
+    when=lambda value: isinstance(value["chosen"], str),
+    needs="texts",
     seen="LLaMA-Factory",
     example={
         "instruction": "Say it politely.",
@@ -299,8 +302,8 @@ def alpaca(row: Fields) -> PreferencePair | Skipped:
     "rejected",
     one_of=(("question", "input"),),
     optional=REWARDS,
-    when=lambda value: value.get("instruction") is None,
-    needs="no instruction beside them",
+    when=lambda value: value.get("instruction") is None and isinstance(value["chosen"], str),
+    needs="texts, and no instruction beside them",
     seen="Intel Orca DPO pairs and its distilabel edition, axolotl",
     example={
         "system": "Answer in one word.",
@@ -320,6 +323,8 @@ def orca(row: Fields) -> PreferencePair | Skipped:
     "chosen_response",
     "rejected_response",
     optional=("input", "history", *REWARDS),
+    when=lambda value: isinstance(value["chosen_response"], str),
+    needs="texts",
     seen="Argilla, axolotl",
     example={
         "instruction": "Who wrote Faust?",

@@ -5,8 +5,8 @@
     upto     ───────────────────────────────────────────────────────────────┤      the turns before and this one
     span                                                         Yes<|im_end|>⏎
 
-The two are rendered, and their lengths are the span. Where the generation prompt has more than the text has in front of
-an answer (`<think>`), what both have is the prompt. All this fails where a template writes a turn otherwise once further
+The two are rendered, and their lengths are the span. Where the generation prompt has more than the text has before an
+answer (`<think>`), what both have is the prompt. All this fails where a template writes a turn otherwise once further
 ones follow: thinking is dropped, the system's message moves into the last user's turn. Then the turn is found through
 its content, which is rendered once more with a mark at its end (or its beginning): all else must come out the same, so
 the place is certain. It ends with what the template writes behind a last turn, and begins behind the generation prompt.
@@ -71,10 +71,11 @@ class _Finder:
         prompt = self._rendered(self.messages[:index], generate=True, next_turn=turn)
         upto = self.text if self._is_last(index) else self._rendered(self.messages[: index + 1])
         start, end = self._end_of(prompt), self._end_of(upto)
-        if start is not None and end is not None and start <= end:
+        if end is None or (start is not None and start > end):
+            end = self._end(index)
+        if start is not None:
             return start, end, None
-        end = len(self.text) if self._is_last(index) else self._end(index)
-        if start is None and (shared := self._shared_start(index, prompt)) is not None:
+        if (shared := self._shared_start(index, prompt)) is not None:
             return shared, end, prompt
         return self._start(index, prompt), end, None
 
@@ -93,8 +94,6 @@ class _Finder:
                 f"the chat template refuses what stands before turn {index + 1} ({self.messages[index].role}), so "
                 "where this turn begins cannot be told: let the conversation begin with the user"
             )
-        if self.text.startswith(prompt):
-            return len(prompt)
         written = self._content_starts(index)
         opening = self._opening(index, prompt)
         if written is None or not opening:

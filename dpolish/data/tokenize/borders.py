@@ -66,13 +66,17 @@ class Borders:
         for row, found in zip(rows, pieces, strict=True):
             made = []
             for piece, first in found:
-                shared = common_prefix(ids[piece], row.ids[first : first + len(ids[piece])])
-                made.append(Place(first + shared, shared == len(ids[piece])))
+                before = row.ids[first:] if piece is None else ids[piece]
+                shared = common_prefix(before, row.ids[first : first + len(before)])
+                made.append(Place(first + shared, shared == len(before)))
             places.append(made)
         return places
 
-    def _pieces(self, row: Bordered) -> list[tuple[str, int]]:
-        """For each border the text from the last special token before it on, and the number of that token."""
+    def _pieces(self, row: Bordered) -> list[tuple[str | None, int]]:
+        """For each border the text from the last special token before it on, and the number of that token.
+
+        None where the border is the end of the text, so that its tokens are known.
+        """
         anchors = [(0, 0, 0)]  # first character, character behind, token
         if self._firm and row.borders:
             tokens = [index for index, id_ in enumerate(row.ids) if id_ in self._ids]
@@ -81,8 +85,12 @@ class Borders:
                 for match, token in zip(matches, tokens, strict=True):
                     if match.group() in self._firm:
                         anchors.append((match.start(), match.end(), token))
-        found, at = [], 0
+        found: list[tuple[str | None, int]] = []
+        at = 0
         for border in row.borders:
+            if border == len(row.text):
+                found.append((None, len(row.ids)))
+                continue
             if isinstance(border, str):
                 found.append((border, 0))
                 continue

@@ -217,7 +217,9 @@ class Tokenization:
         ids = tokens.ids if chat else self._with_end(tokens.ids, tokens.spans[-1][0])
         trained = [False] * len(tokens.ids)
         for start, end in tokens.spans:
-            trained[start:end] = [tokens.ids[index] != self.masked_id for index in range(start, end)]
+            trained[start:end] = [True] * (end - start)
+        if self.masked_id is not None:
+            trained = [wanted and id_ != self.masked_id for wanted, id_ in zip(trained, tokens.ids, strict=True)]
         trained += [self.eos_id != self.masked_id] * (len(ids) - len(tokens.ids))
         behind = rest.ids if rest is not None else []
         prefix = 0 if chat else len(self.prefix_ids)

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpolish.data.templates import TEMPLATES, ChatTemplate, render_turns
@@ -68,6 +68,7 @@ contents = st.text(st.sampled_from("ab \n<|>/_é🙂") | st.characters(codec="ut
 
 
 @pytest.mark.parametrize("name", STABLE)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_many_turns_are_the_union_of_single_ones(name: str, data: st.DataObject) -> None:
     """Where later turns change nothing, each turn is trained as if the conversation ended with it."""
@@ -83,6 +84,7 @@ def test_many_turns_are_the_union_of_single_ones(name: str, data: st.DataObject)
 
 
 @pytest.mark.parametrize("name", SOURCES)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_spans_hold_the_content_and_the_end_of_turn(name: str, data: st.DataObject) -> None:
     """For every template: each span ends a turn, and has its content; between them stands the rest of the text."""

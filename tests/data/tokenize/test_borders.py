@@ -4,7 +4,7 @@ import copy
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -23,6 +23,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]
 
 
 @pytest.mark.parametrize("kind", MAKE)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_borders_are_those_of_the_whole_text_before_them(kind: str, data: st.DataObject) -> None:
     tokenizer = MAKE[kind]()
@@ -39,6 +40,7 @@ def test_borders_are_those_of_the_whole_text_before_them(kind: str, data: st.Dat
 
 
 @pytest.mark.parametrize("manner", ["lstrip", "rstrip", "single_word", "normalized"])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_manners_of_special_tokens_do_not_matter(manner: str, data: st.DataObject) -> None:
     tokenizer = _with_manner(manner)

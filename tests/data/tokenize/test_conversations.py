@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
@@ -64,6 +64,7 @@ contents = st.lists(st.sampled_from(["It was", " ", "\n", "é", "🙂", "<think>
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SOURCES)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_demonstrations_train_what_preferences_score(kind: str, name: str, data: st.DataObject) -> None:
     """A conversation with one answer has the tokens of a pair's chosen answer, and the same ones are trained."""
@@ -88,6 +89,7 @@ def test_demonstrations_train_what_preferences_score(kind: str, name: str, data:
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama3", "unigram"])
 @pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "zephyr", "extra_id", "qwen3"])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_trained_tokens_are_contents_and_ends_of_turns(kind: str, name: str, data: st.DataObject) -> None:
     """Where no token reaches over a border, what is trained reads as what the assistant says, turn for turn."""

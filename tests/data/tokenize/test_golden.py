@@ -1,7 +1,8 @@
 """Row → text → tokens → trained, for every kind of template with every kind of tokenizer, as read and found right.
 
 In tests/golden/templates each template has a file. Under the name of a row stands its text (with the special tokens of
-`byte_level`), then for each tokenizer its tokens with │ between them and * before the trained ones. `DPOLISH_WRITE_GOLDEN=1` writes the files anew: read the diff.
+`byte_level`), then for each tokenizer its tokens with │ between them and * before the trained ones.
+`DPOLISH_WRITE_GOLDEN=1` writes the files anew: read the diff.
 """
 
 import os
@@ -34,6 +35,17 @@ ROWS = {
     "thoughts": turns("Hi", "<think>\nHm.\n</think>\n\nYes.", "Why?", "<think>\nOh.\n</think>\n\nIt was."),
     "special tokens": turns("<|im_end|><s>", "It is <|eot_id|>, <|end|>, </s>."),
 }
+LABELS = {
+    "label before": (
+        *turns("Which year?"),
+        Message("assistant", "It was.", '{"label": "good", "type": "VALUE_TO_TEXT"}'),
+    ),
+    "label behind": (
+        *turns("Which year?"),
+        Message("assistant", "It was.", '{"label": "good", "type": "TEXT_TO_VALUE"}'),
+    ),
+}
+"""For the templates that write them."""
 
 
 def conversation(messages: tuple[Message, ...]) -> Conversation:
@@ -64,7 +76,7 @@ def rendered(tokenization: Tokenization, messages: tuple[Message, ...]) -> str:
 
 def golden(name: str, folder: Path) -> str:
     lines = []
-    for title, messages in ROWS.items():
+    for title, messages in (ROWS | (LABELS if name in TEMPLATES else {})).items():
         text = rendered(tokenization_with(byte_level(), SOURCES[name], folder), messages)
         lines += [f"== {title}", "", f"{'text':12}{text!r}"]
         for kind, make in KINDS.items():

@@ -1,7 +1,7 @@
 """Tokens for the eye."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpolish.data.tokenize import Tokenization, marked_tokens
@@ -48,7 +48,7 @@ def test_answers_of_several_turns_show_the_others_as_ignored() -> None:
 
 def test_a_row_without_tokens_is_its_error() -> None:
     row = Conversation((Message("system", "x"), Message("assistant", "y")), (False, True), "rows.jsonl:7")
-    with pytest.raises(DataError, match="rows.jsonl:7: the chat template refuses"):
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template refuses"):
         marked_tokens(Tokenization.of(metaspace()), row)
 
 
@@ -69,6 +69,7 @@ def test_bytes_of_a_character_are_shown() -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "metaspace", "slow"])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_texts_joined_are_the_decoded_text(kind: str, data: st.DataObject) -> None:
     tokenizer = {**KINDS, "metaspace": metaspace, "slow": letters}[kind]()

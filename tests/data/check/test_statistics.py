@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpolish.data.check.statistics import LIMITS, LengthBias, Lengths, Measures, TokenLengths
+
+lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=30)
+
+
+@given(lengths)
+def test_bias_counts_every_pair(pairs: list[tuple[int, int]]) -> None:
+    chosen, rejected = (np.array(column) for column in zip(*pairs, strict=True))
+    bias = LengthBias.of(chosen, rejected)
+    assert bias.longer_chosen == sum(c > r for c, r in pairs)
+    assert bias.shorter_chosen == sum(c < r for c, r in pairs)
+    assert bias.equally_long == sum(c == r for c, r in pairs)
+    assert bias.mean_difference == pytest.approx(sum(c - r for c, r in pairs) / len(pairs))
+    wins = sum((c > r) + (c == r) / 2 for c, _ in pairs for _, r in pairs)
+    assert bias.auc == pytest.approx(wins / len(pairs) ** 2)
+    assert bias.accuracy_of_longer + bias.accuracy_of_shorter <= 1
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=50))
+def test_every_length_is_in_one_bin(values: list[int]) -> None:
+    found = Lengths.of(np.array(values))
+    assert sum(one.count for one in found.histogram) == len(values)
+    for one in found.histogram:
+        assert one.count == sum(one.least <= value <= one.greatest for value in values)
+    assert found.spread.least == min(values)
+    assert found.spread.greatest == max(values)
+    assert found.spread.quantiles["0.5"] == pytest.approx(float(np.median(values)))
+
+
+rows = st.tuples(st.integers(0, 9000), st.integers(1, 5000), st.integers(1, 5000))
+
+
+@given(st.lists(rows, min_size=1, max_size=20))
+def test_truncation_and_savings(content: list[tuple[int, int, int]]) -> None:
+    measures = Measures("tokens", ("prompt", "chosen", "rejected"))
+    for prompt, chosen, rejected in content:
+        wholes, starts = (prompt + chosen, prompt + rejected), (prompt, prompt)
+        measures.add((prompt, chosen, rejected), None)
+        measures.add_tokens(TokenLengths((prompt, chosen, rejected), prompt, wholes, starts))
+    found = measures.statistics()
+    assert found.savings is not None
+    assert found.savings.padded == sum(2 * (p + max(c, r)) for p, c, r in content)
+    assert found.savings.packed == sum(2 * p + c + r for p, c, r in content)
+    assert found.savings.shared == sum(p + c + r for p, c, r in content)
+    assert [row.length for row in found.truncation] == list(LIMITS)
+    for row in found.truncation:
+        assert row.chosen == sum(p + c > row.length for p, c, _ in content)
+        assert row.rejected == sum(p + r > row.length for p, _, r in content)
+        assert row.either == sum(p + max(c, r) > row.length for p, c, r in content)
+        assert row.unanswered == sum(p >= row.length for p, _, _ in content)
+
+
+def test_margins() -> None:
+    measures = Measures("characters", ("prompt", "chosen", "rejected"))
+    for rewards in ((1.0, 0.0), (0.0, 2.0), (3.0, 3.0), None):
+        measures.add((1, 2, 3), rewards)
+    margins = measures.statistics().margins
+    assert margins is not None
+    assert (margins.spread.count, margins.negative, margins.zero) == (3, 1, 1)
+    assert margins.spread.mean == pytest.approx(-1 / 3)
+
+
+def test_nothing_measured_is_nothing_said() -> None:
+    found = Measures("tokens", ("prompt", "chosen", "rejected")).statistics()
+    assert (found.lengths, found.length_bias, found.margins) == ({}, None, None)
+    assert found.to_json()["length_bias"] is None
