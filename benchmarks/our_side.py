@@ -54,6 +54,7 @@ def prepare_ids(
         model=model,
         tokenizer=load_tokenizer(str(model.folder)),
         rendering=Rendering((), None, None, None, None, append_eod=False),
+        warnings=(),
         train=train,
         validation=None,
         summaries=(),

@@ -1,4 +1,8 @@
-"""The loss of some rows computed plainly: the model as transformers has it, padded rows, all logits, float32."""
+"""The loss of some rows computed plainly: the model as transformers has it, padded rows, all logits, float32.
+
+The softmax alone is summed in float64. A float32 sum over a large vocabulary is off by as much as all else together,
+and always to the same side; here it would be taken for an error of the sides.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +30,6 @@ def plain_loss(folder: Path, rows: Sequence[tuple[list[int], list[int]]]) -> flo
             labels[row, : len(ids)] = torch.where(torch.tensor(trained).bool(), torch.tensor(ids), _IGNORED)
         with torch.no_grad():
             logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
-        losses = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none")
-        total += losses.double().sum().item()
+        scored = labels[:, 1:] != _IGNORED
+        total += cross_entropy(logits[scored].double(), labels[:, 1:][scored], reduction="sum").item()
     return total / sum(sum(trained) for _, trained in rows)

@@ -199,7 +199,7 @@ def test_what_a_page_shows_runs_as_printed(page: Path, folder: Path) -> None:
             run_console(fence, folder, str(page.relative_to(ROOT)))
 
 
-OURS = re.compile(r"(dpolish (dpo|plan)|python -u \S*examples/\S+) |export ")
+OURS = re.compile(r"(dpolish (dpo|sft|plan)|python -u \S*examples/\S+) |export ")
 
 
 @on_every_page
@@ -211,7 +211,7 @@ def test_commands_compose(page: Path, folder: Path) -> None:
         exports = [text for text in found if text.startswith("export ")]
         composed = [f"{text} --cfg job || exit" for text in found if text not in exports]
         printed = run_in_bash("\n".join([*exports, "GPFS=$PWD", *composed]), folder, timeout=60)
-        assert printed.count("pretrained_checkpoint:") == len(composed), f"{page}:{fence.line}\n{printed}"
+        assert printed.count("exp_manager:") == len(composed), f"{page}:{fence.line}\n{printed}"
 
 
 @on_every_page

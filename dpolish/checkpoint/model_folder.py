@@ -59,7 +59,7 @@ def _adopt(template: TemplateRecord, model: PreTrainedModel, tokenizer: PreTrain
         return
     tokenizer.chat_template = template.source
     chosen = choose_template(tokenizer)
-    stop = tokenizer.get_added_vocab().get(chosen.stop) if chosen is not None else None
+    stop = tokenizer.get_added_vocab().get(chosen.stop.strip()) if chosen is not None else None
     if stop is not None and model.generation_config is not None:
         known = model.generation_config.eos_token_id
         ends = [known] if isinstance(known, int) else list(known or ())

@@ -1,6 +1,6 @@
 """Checks of all rows together: duplicates, contradictions, and what training and validation share. No torch here.
 
-No text is kept: a record leaves four hashes of 64 bits, its place, and the sketch of its prompt, some 180 bytes. Equal
+No text is kept: a record leaves four hashes of 64 bits, its place, and the sketch of its prompt, some 200 bytes. Equal
 hashes are taken for equal texts; that two different ones among ten million collide has a chance of 1 in 100,000.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dpolish.data.check.findings import Check, Severity, declare
-from dpolish.data.check.record import Record, contents, flat, is_blank
-from dpolish.data.check.sketch import LIKENESS, SKETCH_VALUES, Sketches, bare_words, similar, sketches
+from dpolish.data.check.record import Record, asked, contents, flat, is_blank
+from dpolish.data.check.sketch import LIKENESS, SKETCH_VALUES, Frames, Sketches, bare_words, similar, sketches
 
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -44,6 +44,7 @@ class Table:
         self._begins_row = bytearray()
         self._has_prompt = bytearray()
         self._sketches: list[Sketches] = []
+        self._frames = Frames()
         self._last_row = -1
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ class Table:
         for record in records:
             text = contents(record.prompt)
             bare = bare_words(text)
-            words.append(bare)
+            words.append(bare if record.prompt is text else bare_words(asked(record.prompt)))
             prompt = f"{flat(record.prompt)}\x1d{record.arguments.tools}\x1d{record.arguments.kwargs}"
             answers = [hash(flat(answer)) & _ALL_BITS for answer in record.answers]
             self._hashes["prompt"].append(hash(prompt) & _ALL_BITS)
@@ -65,14 +66,16 @@ class Table:
             self._hashes["second"].append(answers[1] if len(answers) > 1 else 0)
             self._has_prompt.append(not is_blank(record.prompt))
             self._place(path, record.where, record.row)
-        self._sketches.append(sketches(words))
+        if not validation:
+            self._frames.learn(path, words)
+        self._sketches.append(sketches(list(map(self._frames.without, words))))
         if not validation:
             self.num_train = len(self)
         return start
 
     def _place(self, path: str, where: str, row: int) -> None:
         match = _NUMBER.search(where)
-        prefix, number = (where[: match.start()], int(match.group())) if match else (where, 0)
+        prefix, number = (where[: match.start()], 1 + int(match.group())) if match else (where, 0)
         self._prefixes.append(self._prefix_names.setdefault(prefix, (len(self._prefix_names), path))[0])
         self._numbers.append(number)
         self._begins_row.append(row != self._last_row)
@@ -80,7 +83,8 @@ class Table:
 
     def where(self, index: int) -> str:
         """`path:line` of a record."""
-        return f"{self._names[self._prefixes[index]][0]}{self._numbers[index]}"
+        number = self._numbers[index]  # one more, or 0 where there is none
+        return f"{self._names[self._prefixes[index]][0]}{number - 1 if number else ''}"
 
     def path(self, index: int) -> str:
         """The file of a record."""

@@ -86,6 +86,13 @@ def contents(part: Prompt | Response) -> str:
     return part if isinstance(part, str) else "\n".join([message.content for message in part])
 
 
+def asked(prompt: Prompt) -> str:
+    """The text of a prompt without system messages, which say nothing of how alike two prompts are."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join([message.content for message in prompt if message.role not in ("system", "developer")])
+
+
 def flat(part: Prompt | Response) -> str:
     """One string that differs wherever two prompts or answers of a kind do."""
     if isinstance(part, str):

@@ -40,6 +40,7 @@ BIASED_SHARE = 0.9
 
 _FEWEST_PAIRS = 50  # below, nine of ten is chance
 _BATCH = 512  # rows taken together: enough to keep a fast tokenizer's threads busy
+_IN_FLIGHT = 2  # batches that a tokenizer has at once: while one is tokenised, the other is rendered
 _FIRST_ROWS = 64  # rows of a file whose texts are compared with the model's template
 
 Progress = Callable[[str, int], None]
@@ -63,7 +64,7 @@ def check(
     began = time.monotonic()
     if fix is not None:
         require_new(fix)
-    with ThreadPoolExecutor(1) as worker:
+    with ThreadPoolExecutor(_IN_FLIGHT) as worker:
         run = _Pass(options or Options(), tokens, progress, worker)
         for path in files:
             run.read(path, "train")
@@ -168,7 +169,7 @@ class _Pass:
             return
         looked = self._worker.submit(self._tokens.look, [record for _, record in useful])
         self._looking.append(_Looking(path, split, useful, looked))
-        self._settle(1)
+        self._settle(_IN_FLIGHT)
 
     def _settle(self, most: int) -> None:
         """Take in what the tokenizer found, until it is at no more than `most` batches."""

@@ -19,7 +19,9 @@ SKETCH_VALUES = 64
 LIKENESS = 0.8
 """Share of runs of words from which two prompts are called similar."""
 
-_RUN = 3
+_FEWEST_PROMPTS = 16
+"""Different prompts that show what a file's prompts have in common."""
+
 _VALUES_IN_BAND = 4  # 8 bytes: one integer to sort by
 
 Sketches = npt.NDArray[np.uint16]
@@ -65,6 +67,37 @@ _WITHOUT_BLANKS = (
 """Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 _WORD_LETTERS = _WordLetters()
+
+
+class Frames:
+    """What all prompts of a file begin and end with, such as a template: it makes prompts no more alike."""
+
+    def __init__(self) -> None:
+        self._frames: dict[str, tuple[list[bytes], list[bytes]]] = {}
+
+    def learn(self, path: str, texts: Sequence[list[bytes]]) -> None:
+        """See the first prompts of a file, unless some were seen; of a few nothing is learned."""
+        distinct = list({tuple(words): words for words in texts}.values())
+        if path in self._frames or len(distinct) < _FEWEST_PROMPTS:
+            return
+        before = _common(distinct)
+        behind = _common([words[len(before) :][::-1] for words in distinct])[::-1]
+        self._frames[path] = (before, behind)
+
+    def without(self, words: list[bytes]) -> list[bytes]:
+        """A prompt without the frame that it has."""
+        for before, behind in self._frames.values():
+            end = len(words) - len(behind)
+            if (before or behind) and end >= len(before) and words[: len(before)] == before and words[end:] == behind:
+                return words[len(before) : end]
+        return words
+
+
+def _common(texts: Sequence[list[bytes]]) -> list[bytes]:
+    """The words that all texts begin with."""
+    first, last = min(texts), max(texts)  # in order: what these two share, all do
+    length = next((i for i, (one, two) in enumerate(zip(first, last, strict=False)) if one != two), None)
+    return first if length is None else first[:length]
 
 
 def sketches(texts: Sequence[Sequence[bytes]]) -> Sketches:

@@ -38,10 +38,13 @@ class Rendering:
     def record(self) -> TemplateRecord | None:
         """What to write beside the trained model: texts that were used as they stand keep what is known already."""
         if self.of_messages:
-            return TemplateRecord.of(self.template)
-        if self.prompt_template is not None:
-            return TemplateRecord.of(None, self.prompt_template)
-        return self.trained
+            used = TemplateRecord.of(self.template)
+        elif self.prompt_template is not None:
+            used = TemplateRecord.of(None, self.prompt_template)
+        else:
+            return self.trained
+        same = self.trained is not None and self.trained.identity == used.identity
+        return self.trained if same else used
 
     def findings(self) -> Iterator[str]:
         """A line, or a few, for each disagreement between the rows and what the model was fine-tuned with."""

@@ -138,8 +138,8 @@ class _Finder:
         before, behind = self._split(self.messages, index, _MARK)  # a template that takes the content apart
         if before is None or not (self.text.startswith(before) and self.text.endswith(behind)):
             return None
-        written = self.text[len(before) : len(self.text) - len(behind)]
-        return len(before) if written in content else None
+        end = len(self.text) - len(behind)
+        return len(before) if len(before) <= end and self.text[len(before) : end] in content else None
 
     def _opening(self, index: int, prompt: str) -> str:
         """The generation prompt, or what stands between the turn before and an answer where there is none."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpolish.data.check.report import Report
 from dpolish.data.check.run import check
-from tests.data.check.corpus import LONG, pair
+from tests.data.check.corpus import LONG, assistant, pair, system, user
 
 Rows = list[tuple[str, str, str]]
 
@@ -90,6 +90,16 @@ def test_similar_prompts_leak_too(tmp_path: Path) -> None:
     assert counts(report) == {"similar-leaked-prompt": 2, "duplicate-prompt": 1}
 
 
+def test_templates_and_system_messages_make_no_prompts_alike(tmp_path: Path) -> None:
+    strings = [(f"{LONG} question number {n} of many {LONG}", "a", "b") for n in range(30)]
+    report = report_of(tmp_path, strings, [(f"{LONG} question number 99 of many {LONG}", "a", "b")])
+    assert counts(report) == {}
+    path = tmp_path / "rows.jsonl"
+    rows = [pair([system(LONG), user(f"q{n}")], assistant("a"), assistant("b")) for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert counts(check([str(path)])) == {}
+
+
 def test_a_validation_file_that_is_the_training_file(tmp_path: Path) -> None:
     rows = [(f"prompt {letter}", "a", "b") for letter in "abcdefgh"]
     report = report_of(tmp_path, rows, rows)
@@ -99,11 +109,11 @@ def test_a_validation_file_that_is_the_training_file(tmp_path: Path) -> None:
 
 def test_messages_and_strings_are_other_prompts_with_the_same_words(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    user = {"role": "user", "content": "Hello there"}
-    said = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
-    rows = [pair("Hello there", "a", "b"), pair([user], *said), pair([{**user, "role": "system"}, user], *said)]
+    hello = user("Hello there")
+    said = assistant("a"), assistant("b")
+    rows = [pair("Hello there", "a", "b"), pair([hello], *said), pair([system("Hello there"), hello], *said)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert counts(check([str(path)])) == {"near-duplicate-prompt": 1}
+    assert counts(check([str(path)])) == {"near-duplicate-prompt": 1, "similar-prompt": 1}
 
 
 @pytest.mark.parametrize(("pairing", "pairs"), [("best_vs_worst", 1), ("best_vs_rest", 2), ("all", 3)])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpolish.data.check.sketch import LIKENESS, SKETCH_VALUES, bare_words, similar, sketches
+from dpolish.data.check.sketch import LIKENESS, SKETCH_VALUES, Frames, bare_words, similar, sketches
 
 VOCABULARY = [f"word{number}" for number in range(500)]
 
@@ -101,3 +101,15 @@ def test_a_crowd_of_equals_is_compared_with_its_first() -> None:
 def test_texts_without_words_are_like_nothing() -> None:
     rows, _ = similar(sketches([[], [], [b"a"], []]))
     assert rows.tolist() == []
+
+
+def test_frames_are_learned_from_many_prompts_and_taken_off_where_they_are() -> None:
+    frames = Frames()
+    texts = [bare_words(f"Below is a task {number} {number * 7} answer now") for number in range(20)]
+    frames.learn("few.jsonl", texts[:3] * 20)
+    assert frames.without(texts[0]) == texts[0]
+    frames.learn("many.jsonl", texts)
+    assert frames.without(texts[5]) == [b"5", b"35"]
+    assert frames.without(bare_words("Below is a task 1 2 answer")) == bare_words("Below is a task 1 2 answer")
+    assert frames.without(bare_words("Below is a task answer now")) == []
+    assert frames.without(bare_words("is a")) == [b"is", b"a"]
