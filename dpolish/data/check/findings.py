@@ -158,10 +158,6 @@ class Ledger:
         """Say more in the message of a check than its declaration can."""
         self._additions[check.kind] = addition
 
-    def count(self, check: Check) -> int:
-        """How often a check found something."""
-        return self._tallies[check.kind].count if check.kind in self._tallies else 0
-
     def findings(self) -> tuple[Finding, ...]:
         """Everything found: errors, warnings, notes; of each first what training drops, then by how often."""
         severities: Sequence[Severity] = tuple(Severity)

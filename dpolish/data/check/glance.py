@@ -1,9 +1,9 @@
 """The cheap part of the doctor, for `dpolish dpo` and `dpolish sft`: rows seen in passing. No torch here.
 
-    glance = Glance(ends=("<|im_end|>",))
+    glance = Glance(known_ends(tokenizer, template, append_eod=False))
     ingest(..., watch=glance.train)
     ingest(..., watch=glance.validation)
-    for line in glance.warnings(): ...
+    for line in cheap_findings(glance, template, recorded): ...
 
 A record costs some microseconds and 60 bytes.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpolish.data.check.findings import Ledger, Severity, declare
+from dpolish.data.check.glance import Glance
 from dpolish.data.check.look import Looked
 from dpolish.data.check.record import Record
 from dpolish.data.check.tokens import TOKEN_CHECKS, Context, Seen, Tokens, token_lengths
@@ -181,6 +182,16 @@ def _is_of_messages(source: PreferencePair | Conversation) -> bool:
     if isinstance(source, PreferencePair):
         return not isinstance(source.prompt, str)
     return not isinstance(source.pieces[0], str)
+
+
+def cheap_findings(glance: Glance, template: ChatTemplate | None, recorded: TemplateRecord | None = None) -> list[str]:
+    """What a run should say of its data when it begins: all that was seen in passing, and whether the template fits."""
+    found = list(glance.warnings())
+    if mismatch := template_mismatch(glance.first, template, recorded):
+        found.append(str(mismatch))
+    if change := template_change(glance.first, template, recorded):
+        found.append(change)
+    return found
 
 
 def load(

@@ -10,15 +10,18 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from dpolish.data.check.findings import Finding
-from dpolish.data.check.model import TokenChecks, load
+from dpolish.data.check.glance import Glance
+from dpolish.data.check.model import TokenChecks, cheap_findings, known_ends, load
 from dpolish.data.check.report import Report
 from dpolish.data.check.run import check
 from dpolish.data.check.source import Options
+from dpolish.data.formats import PairFile
 from dpolish.data.ingest import ingest
 from dpolish.data.kinds import Demonstrations, Pairs
 from dpolish.data.templates import ChatTemplate, TemplateRecord, choose_template, save_template
 from dpolish.data.tokenize import Tokenization
 from dpolish.errors import ModelError
+from dpolish.records import PreferencePair
 from tests.data.check.corpus import assistant, pair, rows, system, user
 from tests.data.small_tokenizers import byte_level, letters, merging, metaspace, words
 
@@ -130,6 +133,23 @@ def test_the_template_of_the_fine_tuning(tmp_path: Path) -> None:
     assert "template-mismatch" not in found(
         report_of(tmp_path, TokenChecks.of(byte_level(), recorded=untold), *strings)
     )
+
+
+def test_what_a_run_says_at_its_start(tmp_path: Path) -> None:
+    template = choose_template(byte_level())
+    assert template is not None
+    other = TemplateRecord.of(ChatTemplate("extra_id", "{{ messages }}"))
+    glance = Glance(known_ends(byte_level(), template, append_eod=False))
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rows(pair("[INST] x [/INST]", "a", "b"), GOOD))
+    for record in PairFile(str(path)).records():
+        assert isinstance(record, PreferencePair)
+        glance.train(record)
+    ends, mismatch = cheap_findings(glance, template)
+    assert ends == f"rows with an answer that does not end with <|im_end|>: 1 ({path}:1)"
+    assert mismatch.startswith("1 of 1 rows are not written in the chat template (model)")
+    assert cheap_findings(glance, template, other)[-1].startswith("THE TEMPLATE IS NOT THE ONE")
+    assert known_ends(byte_level(), template, append_eod=True) == ()
 
 
 def test_messages_without_a_template(tmp_path: Path) -> None:
