@@ -22,6 +22,7 @@ from dpolish.config.compose import Composed, require_complete
 from dpolish.config.data_prefix import DataSource
 from dpolish.config.schema import DpoConfig, RunConfig, SftConfig, SftFilesConfig
 from dpolish.data.check.glance import Glance
+from dpolish.data.check.model import known_ends
 from dpolish.data.ingest import Ingested, ingest, split_rows
 from dpolish.data.kinds import Demonstrations, Pairs, Record
 from dpolish.data.loader import Loader, Sources, trained_rows
@@ -106,7 +107,8 @@ def prepare(composed: Composed[RunConfig]) -> Prepared:
     tokenizer = load_tokenizer(str(model.folder))
     template = template_of(config, tokenizer)
     seq_length = sequence_length(composed, model)
-    glance = Glance(ends_of(config, tokenizer, template))
+    appended = isinstance(config, SftConfig) or config.model.data.append_eod
+    glance = Glance(known_ends(tokenizer, template, append_eod=appended))
     train, validation, summaries = read_data(config, tokenizer, template, seq_length, glance)
     rendering = Rendering(
         rows=glance.first,
@@ -114,7 +116,6 @@ def prepare(composed: Composed[RunConfig]) -> Prepared:
         prompt_template=prompt_template_of(config, train),
         trained=load_template(model.folder),
         own=choose_template(tokenizer),
-        append_eod=isinstance(config, SftConfig) or config.model.data.append_eod,
     )
     for part in filter(None, (train, validation)):
         check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
@@ -193,14 +194,6 @@ def prompt_template_of(config: RunConfig, train: Ingested) -> str | None:
     if isinstance(config, SftConfig) and any(file.format == PROMPT_RESPONSE for file in train.summary.files):
         return config.model.data.train_ds.prompt_template
     return None
-
-
-def ends_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[str, ...]:
-    """What may end an answer that is a text; nothing where training appends the end-of-sequence token itself."""
-    if isinstance(config, SftConfig) or config.model.data.append_eod:
-        return ()
-    stops = (template.stop if template is not None else "", str(tokenizer.eos_token or ""))
-    return tuple(stop for stop in stops if stop)
 
 
 Data = tuple[Ingested, Ingested | None, tuple[tuple[str, DataSummary], ...]]

@@ -3,7 +3,7 @@
     glance = Glance(known_ends(tokenizer, template, append_eod=False))
     ingest(..., watch=glance.train)
     ingest(..., watch=glance.validation)
-    for line in cheap_findings(glance, template, recorded): ...
+    for line in glance.warnings(): ...
 
 A record costs some microseconds and 60 bytes.
 """

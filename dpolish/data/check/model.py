@@ -2,25 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpolish.data.check.findings import Ledger, Severity, declare
-from dpolish.data.check.glance import Glance
 from dpolish.data.check.look import Looked
 from dpolish.data.check.record import Record
 from dpolish.data.check.tokens import TOKEN_CHECKS, Context, Seen, Tokens, token_lengths
-from dpolish.data.templates import (
-    ChatTemplate,
-    TemplateMismatch,
-    TemplateRecord,
-    choose_template,
-    compare_with_template,
-    describe_difference,
-    load_template,
-)
+from dpolish.data.templates import ChatTemplate, TemplateRecord, choose_template, load_template
+from dpolish.data.templates.agreement import template_change, template_mismatch
 from dpolish.data.tokenize import Tokenization
 from dpolish.errors import DataError, ModelError
 from dpolish.facts import find_model
@@ -150,48 +141,6 @@ def known_ends(
     """What may end an answer that is a string; nothing where training appends it, or where nothing is known."""
     ends = (template.stop.rstrip() if template else "", str(tokenizer.eos_token or ""))
     return () if append_eod else tuple(dict.fromkeys(filter(None, ends)))
-
-
-def template_mismatch(
-    beginning: Sequence[PreferencePair | Conversation], template: ChatTemplate | None, recorded: TemplateRecord | None
-) -> TemplateMismatch | None:
-    """How rows of strings are written otherwise than the model knows: by its fine-tuning's template, if known.
-
-    Ends of answers are left aside: they are looked at in every row.
-    """
-    known = template
-    if recorded is not None:
-        special = template.special_tokens if template else ()
-        known = ChatTemplate(recorded.name, recorded.source, special_tokens=special, where=recorded.name)
-        if not recorded.source or recorded.prompt_template is not None:
-            return None
-    return compare_with_template(beginning, replace(known, stop="")) if known is not None else None
-
-
-def template_change(
-    beginning: Sequence[PreferencePair | Conversation], template: ChatTemplate | None, recorded: TemplateRecord | None
-) -> str:
-    """The warning for rows of messages that another template renders than in the fine-tuning; empty otherwise."""
-    used = TemplateRecord.of(template)
-    if recorded is None or used.identity == recorded.identity or not any(map(_is_of_messages, beginning)):
-        return ""
-    return describe_difference(used, recorded, dict(template.special_tokens) if template else {})
-
-
-def _is_of_messages(source: PreferencePair | Conversation) -> bool:
-    if isinstance(source, PreferencePair):
-        return not isinstance(source.prompt, str)
-    return not isinstance(source.pieces[0], str)
-
-
-def cheap_findings(glance: Glance, template: ChatTemplate | None, recorded: TemplateRecord | None = None) -> list[str]:
-    """What a run should say of its data when it begins: all that was seen in passing, and whether the template fits."""
-    found = list(glance.warnings())
-    if mismatch := template_mismatch(glance.first, template, recorded):
-        found.append(str(mismatch))
-    if change := template_change(glance.first, template, recorded):
-        found.append(change)
-    return found
 
 
 def load(

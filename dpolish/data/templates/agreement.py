@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpolish.data.templates.chat import ChatTemplate
-from dpolish.data.templates.follow import compare_with_template
+from dpolish.data.templates.follow import TemplateMismatch, compare_with_template
 from dpolish.data.templates.record import TemplateRecord, describe_difference
 from dpolish.records import Conversation, PreferencePair
 
@@ -26,13 +26,11 @@ class Rendering:
     """What the model's own folder says it was fine-tuned with."""
     own: ChatTemplate | None
     """The chat template that came with the model."""
-    append_eod: bool
-    """The end-of-sequence token is put behind answers."""
 
     @property
     def of_messages(self) -> bool:
         """Whether the rows are messages, which the template renders."""
-        return any(not isinstance(_first_part(row), str) for row in self.rows)
+        return _of_messages(self.rows)
 
     @property
     def record(self) -> TemplateRecord | None:
@@ -48,14 +46,16 @@ class Rendering:
 
     def findings(self) -> Iterator[str]:
         """A line, or a few, for each disagreement between the rows and what the model was fine-tuned with."""
-        used = self.record
-        if self.trained is not None and used is not None and used.identity != self.trained.identity:
-            special: Mapping[str, str] = dict(self.template.special_tokens) if self.template else {}
-            yield describe_difference(used, self.trained, special)
+        if change := template_change(self.rows, self.template, self.trained):
+            yield change
         elif self.of_messages:
             yield from self._other_than_own()
-        elif self.prompt_template is None:
-            yield from self._strings()
+        elif self.prompt_template is not None:
+            yield from self._other_prompt_template()
+        elif self.trained is not None and self.trained.prompt_template is not None:
+            yield from self._beside_prompt_template(self.trained.prompt_template)
+        elif mismatch := template_mismatch(self.rows, self.own, self.trained):
+            yield f"{mismatch}. Texts are used to the letter"
 
     def _other_than_own(self) -> Iterator[str]:
         """The model says nothing of its fine-tuning, but brings a template: say so where another one is used."""
@@ -65,13 +65,11 @@ class Rendering:
                 "model. If the model was fine-tuned with its own, leave model.data.chat_template out"
             )
 
-    def _strings(self) -> Iterator[str]:
-        """Texts are used to the letter: they have to be in the model's template already."""
-        if self.trained is not None and self.trained.prompt_template is not None:
-            yield from self._beside_prompt_template(self.trained.prompt_template)
-        elif self.own is not None and (found := compare_with_template(self.rows, self.own, append_eod=self.append_eod)):
-            source = "was fine-tuned with" if self.trained is not None and self.trained.source else "came with"
-            yield f"{found}. It is the template that the model {source}; texts are used to the letter"
+    def _other_prompt_template(self) -> Iterator[str]:
+        """Fine-tuning that goes on in another form."""
+        used = TemplateRecord.of(None, self.prompt_template)
+        if self.trained is not None and self.trained.identity != used.identity:
+            yield describe_difference(used, self.trained, _special_tokens(self.template))
 
     def _beside_prompt_template(self, template: str) -> Iterator[str]:
         """What stands between a field and the answer must stand in the prompt's end or the answer's beginning."""
@@ -85,8 +83,35 @@ class Rendering:
             )
 
 
-def _first_part(row: PreferencePair | Conversation) -> object:
-    return row.prompt if isinstance(row, PreferencePair) else row.pieces[0]
+def template_mismatch(rows: Rows, own: ChatTemplate | None, trained: TemplateRecord | None) -> TemplateMismatch | None:
+    """How rows of strings are written otherwise than the model knows: by its fine-tuning's template, if that is known.
+
+    Ends of answers are left aside: they are looked at in every row.
+    """
+    known = own
+    if trained is not None:
+        if not trained.source or trained.prompt_template is not None:
+            return None
+        special = own.special_tokens if own else ()
+        known = ChatTemplate(trained.name, trained.source, special_tokens=special, where=trained.name)
+    return compare_with_template(rows, replace(known, stop="")) if known is not None else None
+
+
+def template_change(rows: Rows, template: ChatTemplate | None, trained: TemplateRecord | None) -> str:
+    """The warning for rows of messages that another template renders than in the fine-tuning; empty otherwise."""
+    used = TemplateRecord.of(template)
+    if trained is None or used.identity == trained.identity or not _of_messages(rows):
+        return ""
+    return describe_difference(used, trained, _special_tokens(template))
+
+
+def _of_messages(rows: Rows) -> bool:
+    first = (row.prompt if isinstance(row, PreferencePair) else row.pieces[0] for row in rows)
+    return any(not isinstance(part, str) for part in first)
+
+
+def _special_tokens(template: ChatTemplate | None) -> Mapping[str, str]:
+    return dict(template.special_tokens) if template is not None else {}
 
 
 def _seam(pair: PreferencePair, width: int) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpolish.data.check.findings import Finding
 from dpolish.data.check.glance import Glance
-from dpolish.data.check.model import TokenChecks, cheap_findings, known_ends, load
+from dpolish.data.check.model import TokenChecks, known_ends, load
 from dpolish.data.check.report import Report
 from dpolish.data.check.run import check
 from dpolish.data.check.source import Options
@@ -19,6 +19,7 @@ from dpolish.data.formats import PairFile
 from dpolish.data.ingest import ingest
 from dpolish.data.kinds import Demonstrations, Pairs
 from dpolish.data.templates import ChatTemplate, TemplateRecord, choose_template, save_template
+from dpolish.data.templates.agreement import Rendering
 from dpolish.data.tokenize import Tokenization
 from dpolish.errors import ModelError
 from dpolish.records import PreferencePair
@@ -145,10 +146,12 @@ def test_what_a_run_says_at_its_start(tmp_path: Path) -> None:
     for record in PairFile(str(path)).records():
         assert isinstance(record, PreferencePair)
         glance.train(record)
-    ends, mismatch = cheap_findings(glance, template)
+    (ends,) = glance.warnings()
     assert ends == f"rows with an answer that does not end with <|im_end|>: 1 ({path}:1)"
+    (mismatch,) = Rendering(glance.first, template, None, None, template).findings()
     assert mismatch.startswith("1 of 1 rows are not written in the chat template (model)")
-    assert cheap_findings(glance, template, other)[-1].startswith("THE TEMPLATE IS NOT THE ONE")
+    (changed,) = Rendering(glance.first, template, None, other, template).findings()
+    assert changed.startswith("THE TEMPLATE IS NOT THE ONE")
     assert known_ends(byte_level(), template, append_eod=True) == ()
 
 
