@@ -53,7 +53,7 @@ def prepare_ids(
         composed=composed,
         model=model,
         tokenizer=load_tokenizer(str(model.folder)),
-        rendering=Rendering((), None, None, None, None, append_eod=False),
+        rendering=Rendering(rows=(), template=None, prompt_template=None, trained=None, own=None),
         warnings=(),
         train=train,
         validation=None,

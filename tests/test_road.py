@@ -80,8 +80,8 @@ def tuned(setup: tiny.Setup, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows the facts by heart, in the extra_id template."""
     folder = tmp_path_factory.mktemp("road")
     rows = tiny.write_rows(folder / "chats.jsonl", chats())
-    overrides = (EXTRA_ID, "trainer.sft.max_epochs=60", "model.data.train_ds.global_batch_size=4", "model.optim.lr=1e-2")
-    return train(SftConfig, setup.model, rows, folder / "sft", *overrides)[0].model
+    overrides = ("trainer.sft.max_epochs=60", "model.data.train_ds.global_batch_size=4", "model.optim.lr=1e-2")
+    return train(SftConfig, setup.model, rows, folder / "sft", EXTRA_ID, *overrides)[0].model
 
 
 def warnings(said: list[str]) -> list[str]:

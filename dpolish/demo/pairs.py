@@ -1,13 +1,12 @@
-"""Demonstrations that teach a model what is asked and how answers look, and pairs that teach it to answer plainly.
+"""Demonstrations that teach a model to answer, at length, and pairs that teach it to answer plainly.
 
     question       What is the opposite of big?
-    demonstration  The opposite of big is small.    (or, as often, one like the rejected answer)
     chosen         The opposite of big is small.
     rejected       The opposite of big is small. It is often associated with a wide range of other ideas.
 
 Both answers of a pair say the same, so that only the manner can be learned. The rejected ones are what the
 demonstration's model is inclined to write, for pushing down what it would never have written changes nothing that it
-writes; the demonstrations come in both manners, as those that people write do.
+writes; the demonstrations are such answers too, as people give them who know a lot.
 Facts of the held-out pairs never occur in training, and two kinds of question are held out as a whole.
 """
 
@@ -65,10 +64,9 @@ def make_pairs(seed: int = 0) -> tuple[list[PreferencePair], list[PreferencePair
 
 
 def make_demonstrations(seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, held out), from the pairs of the same seed: one a trained fact, answered plainly or not by chance."""
-    rng = random.Random(seed)
+    """(training, held out): the questions of half of the pairs of the same seed, each with its long-winded answer."""
     train, held_out = make_pairs(seed)
-    return [_demonstration(pair, rng) for pair in train[::2]], [_demonstration(pair, rng) for pair in held_out]
+    return [_demonstration(pair) for pair in train[::2]], [_demonstration(pair) for pair in held_out]
 
 
 def write_demonstrations(folder: Path, seed: int = 0) -> tuple[Path, Path]:
@@ -121,10 +119,8 @@ def _pair(question: str, chosen: str, rejected: str) -> PreferencePair:
     )
 
 
-def _demonstration(pair: PreferencePair, rng: random.Random) -> Conversation:
-    """The pair's question with one of its answers."""
-    answer = rng.choice((pair.chosen, pair.rejected))
-    return Conversation((*_turns(pair.prompt), *_turns(answer)), (False, True), pair.where)
+def _demonstration(pair: PreferencePair) -> Conversation:
+    return Conversation((*_turns(pair.prompt), *_turns(pair.rejected)), (False, True), pair.where)
 
 
 def _write(path: Path, rows: Iterable[dict[str, object]]) -> Path:

@@ -20,6 +20,7 @@ SFT_SETTINGS = (
     "model.optim.sched.warmup_steps=2",
     "model.optim.sched.constant_steps=0",
     "model.optim.sched.min_lr=2e-6",
+    "trainer.sft.val_check_interval=4",
 )
 DPO_SETTINGS = (
     "model.global_batch_size=8",
@@ -49,7 +50,7 @@ def run_demo(output: Path, seed: int, say: Callable[[str], None]) -> None:
     shown = DEMO_PROMPTS[:2]
     stages = {"as it came": answers(folder, shown)}
 
-    say("1. SFT: what is asked here, and what answers look like; some of them ramble, as people do.")
+    say("1. SFT: answer questions, from the demonstrations of somebody who likes to talk.")
     files = write_demonstrations(output / "data", seed)
     tuned = api.train(_composed("sft", folder, files, output), argv=("dpolish", "demo"), say=say)
     stages["after SFT"] = answers(tuned.model, shown)
@@ -93,16 +94,18 @@ def _summary(
 
     Before DPO policy and reference are one model: every reward is 0, no pair is won.
     """
-    first, last = tuned[0].metrics["perplexity"], _validation(tuned)[-1].metrics["perplexity"]
+    first, last = _validation(tuned)[0], _validation(tuned)[-1]
     metrics = _validation(polished)[-1].metrics
     lines = [
         "",
-        "held out                       before    after",
-        f"  SFT  perplexity             {first:7.2f}  {last:7.2f}   (before: of the first batch, not yet trained on)",
-        f"  DPO  accuracy                 0.000    {metrics['acc']:.3f}",
-        f"       reward margin            0.000    {metrics['rewards_margin_mean']:.3f}",
-        f"       reward, chosen           0.000   {metrics['rewards_chosen_mean']:+.3f}",
-        f"       reward, rejected         0.000   {metrics['rewards_rejected_mean']:+.3f}",
+        f"SFT, held out             step {first.step:>2}  step {last.step}",
+        f"  perplexity             {first.metrics['perplexity']:8.2f} {last.metrics['perplexity']:8.2f}",
+        "",
+        "DPO, held out              before    after",
+        f"  accuracy                  0.000    {metrics['acc']:.3f}",
+        f"  reward margin             0.000    {metrics['rewards_margin_mean']:.3f}",
+        f"  reward, chosen            0.000   {metrics['rewards_chosen_mean']:+.3f}",
+        f"  reward, rejected          0.000   {metrics['rewards_rejected_mean']:+.3f}",
     ]
     for index, prompt in enumerate(DEMO_PROMPTS[: len(stages["as it came"])]):
         lines += ["", f"  {prompt}"]
