@@ -1,7 +1,8 @@
-"""dpolish polishes language models on preference data: DPO and its relatives, on PyTorch and Hugging Face.
+"""dpolish polishes language models: SFT, then DPO and its relatives, on PyTorch and Hugging Face.
 
-The verbs of the command line are functions here (`plan`, `train`), on configurations that `compose` makes; the pieces
-are pure functions in their modules (`dpolish.losses.preference`, `dpolish.data.pack`, `dpolish.model.head`, …).
+The verbs of the command line are functions here: `check`, `plan`, `train` (DPO or SFT, by the configuration that
+`compose` makes) and `generate`; the pieces are pure functions in their modules (`dpolish.losses.preference`,
+`dpolish.data.pack`, `dpolish.model.head`, …).
 """
 
 from importlib import import_module
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dpolish.api import RunResult, plan, train
+    from dpolish.api import RunResult, check, generate, plan, train
     from dpolish.config.compose import Composed, compose
     from dpolish.errors import DpolishError
 
-__all__ = ["Composed", "DpolishError", "RunResult", "__version__", "compose", "plan", "train"]
+__all__ = ["Composed", "DpolishError", "RunResult", "__version__", "check", "compose", "generate", "plan", "train"]
 
 _HOMES = {
     "Composed": "dpolish.config.compose",
     "DpolishError": "dpolish.errors",
     "RunResult": "dpolish.api",
+    "check": "dpolish.api",
     "compose": "dpolish.config.compose",
+    "generate": "dpolish.api",
     "plan": "dpolish.api",
     "train": "dpolish.api",
 }

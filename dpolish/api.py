@@ -27,6 +27,10 @@ from dpolish.config.schema import (
     SftConfig,
     SftModelConfig,
 )
+from dpolish.data.check.model import load as load_checks
+from dpolish.data.check.report import Report
+from dpolish.data.check.run import check as run_check
+from dpolish.data.check.source import Options, task_of
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
 from dpolish.model.logprobs import STOCK
@@ -135,6 +139,23 @@ def _memory_explained() -> Iterator[None]:
             f"out of memory: {' '.join(str(error).split())[:200]}\n  Lower model.data.tokens_per_micro_batch, or set "
             "model.activations_checkpoint_granularity=full; `dpolish plan` shows what takes how much"
         ) from error
+
+
+def check(
+    files: Sequence[str],
+    validation: Sequence[str] = (),
+    options: Options | None = None,
+    *,
+    model: str | None = None,
+    fix: Path | None = None,
+) -> Report:
+    """What is wrong with data files, and what is worth knowing of them; with a model also what is a matter of tokens.
+
+    `options` say how rows are read. `fix` names a new file for the rows that are left. Raises ConfigError, ModelError.
+    """
+    options = options or Options(task_of(files, None))
+    tokens = load_checks(model, append_eod=options.task == "sft") if model is not None else None
+    return run_check(files, validation, options, tokens=tokens, fix=fix)
 
 
 def generate(model: Path, prompts: Sequence[str], max_new_tokens: int = 256) -> list[str]:
