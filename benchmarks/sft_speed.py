@@ -65,7 +65,7 @@ class Row:
     share_of_gemm: float
     losses: list[float]
     first_loss_off: float
-    """The first step's loss over that of a plain padded float32 computation of the same rows, less 1."""
+    """The first step's loss over that of a plain padded computation of the same rows (`plain`), less 1."""
     same_rows: bool
     """Whether the first step held the first rows, and the others together held each of the others once."""
     rounds: list[list[float]]
@@ -122,7 +122,8 @@ class Comparison:
         console.print(
             "faster: by rows a second; TRL's packed steps hold other rows than the others', of about as many tokens"
         )
-        console.print(f"first loss off: relative to {self.first_loss:.6f}, computed plainly: padded rows in float32")
+        plainly = "padded rows in float32, softmax in float64"
+        console.print(f"first loss off: relative to {self.first_loss:.6f}, computed plainly: {plainly}")
         console.print("our step: " + ", ".join(f"{cause} {share:.1%}" for cause, share in self.causes.items()))
         warn_if_disturbed(console, [row.cores for row in self.rows])
         warn_if_different(console, {row.side: row.losses for row in self.rows if row.side != PACKED})

@@ -50,7 +50,7 @@ class Rendering:
             yield change
         elif self.of_messages:
             yield from self._other_than_own()
-        elif self.prompt_template is not None:
+        if self.prompt_template is not None:
             yield from self._other_prompt_template()
         elif self.trained is not None and self.trained.prompt_template is not None:
             yield from self._beside_prompt_template(self.trained.prompt_template)
@@ -74,7 +74,7 @@ class Rendering:
     def _beside_prompt_template(self, template: str) -> Iterator[str]:
         """What stands between a field and the answer must stand in the prompt's end or the answer's beginning."""
         between = re.split(r"\{[^{}]*\}", template)[-2]
-        pairs = [row for row in self.rows if isinstance(row, PreferencePair)]
+        pairs = [row for row in self.rows if isinstance(row, PreferencePair) and isinstance(row.prompt, str)]
         bad = [pair for pair in pairs if between and between not in _seam(pair, len(between))]
         if bad:
             yield (

@@ -150,7 +150,7 @@ def test_what_a_run_says_at_its_start(tmp_path: Path) -> None:
     assert ends == f"rows with an answer that does not end with <|im_end|>: 1 ({path}:1)"
     (mismatch,) = Rendering(glance.first, template, None, None, template).findings()
     assert mismatch.startswith("1 of 1 rows are not written in the chat template (model)")
-    (changed,) = Rendering(glance.first, template, None, other, template).findings()
+    changed, _ = Rendering(glance.first, template, None, other, template).findings()
     assert changed.startswith("THE TEMPLATE IS NOT THE ONE")
     assert known_ends(byte_level(), template, append_eod=True) == ()
 
