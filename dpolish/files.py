@@ -2,9 +2,12 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from dpolish.errors import RunError
+from dpolish.errors import ConfigError, RunError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -24,6 +27,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
+    except OSError as error:
+        raise RunError(cannot_write(path, error)) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that has its name only once it is complete and on the disk, and never takes another's place.
+
+    Raises ConfigError where there is a file by then, RunError where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)  # unlike a rename, it fails where there is a file
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    except FileExistsError as error:
+        raise ConfigError(f"{path}: was made by something else meanwhile, and no file is overwritten") from error
     except OSError as error:
         raise RunError(cannot_write(path, error)) from error
 

@@ -7,7 +7,6 @@ both           [tools, chat_template_kwargs]
 
 import gzip
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from dpolish.data.formats import FORMATS, SFT_FORMATS, ConversationFile, PairFil
 from dpolish.data.hub import rows_of
 from dpolish.data.read import Fault, Faults, Row
 from dpolish.data.summary import SHOWN_PLACES, Tally
-from dpolish.errors import ConfigError, DataError, RunError
-from dpolish.files import cannot_write, sync_directory
+from dpolish.errors import ConfigError, DataError
+from dpolish.files import new_file
 from dpolish.records import Conversation, Message, PreferencePair, Prompt, Response, TemplateArguments
 from dpolish.registry import did_you_mean
 
@@ -91,7 +90,7 @@ def convert(
     else:
         file = ConversationFile(source, format, prompt_template=prompt_template, label_key=label_key)
     written, skipped, first = 0, dict[str, Tally](), ""
-    with _new_file(target) as output:
+    with new_file(target) as file, _compressed(target, file) as output:
         for record in _good(file):
             if isinstance(record, Skipped):
                 tally = skipped.get(record.reason, Tally(0, ()))
@@ -215,27 +214,6 @@ def _require_new(path: Path) -> None:
         raise ConfigError(f"{path}: exists, and no file is overwritten: name another, or remove it")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}: make it first")
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[_Sink]:
-    """A file to write that has its name only once it is complete and on the disk, and never takes another's place."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                with _compressed(path, file) as output:
-                    yield output
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike a rename, it fails where there is a file
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except FileExistsError as error:
-        raise ConfigError(f"{path}: was made by something else meanwhile, and no file is overwritten") from error
-    except OSError as error:
-        raise RunError(cannot_write(path, error)) from error
 
 
 @contextmanager

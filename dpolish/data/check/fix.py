@@ -1,12 +1,8 @@
 """The clean file: training rows that no finding takes out, as native JSONL, and a list of those that went."""
 
-import os
-import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 
@@ -14,8 +10,8 @@ from dpolish.data.check.report import Fixed
 from dpolish.data.check.source import SKIPPED, Options, refusal, rows
 from dpolish.data.convert import native_row
 from dpolish.data.formats import Skipped
-from dpolish.errors import ConfigError, DataError, RunError
-from dpolish.files import cannot_write, sync_directory
+from dpolish.errors import ConfigError, DataError
+from dpolish.files import new_file
 from dpolish.records import Conversation, PreferencePair
 
 _SHAPES = {"prompt", "completion", "text", "messages"}
@@ -42,7 +38,7 @@ def write_clean(path: Path, files: Sequence[str], options: Options, flags: bytes
     """Read the files again and write the records without a flag; the two files appear complete, or not at all."""
     dropped = Counter[str]()
     seen, kept, shape = 0, 0, set[str]()
-    with _new_file(list_path(path)) as left_out, _new_file(path) as clean:
+    with new_file(list_path(path)) as left_out, new_file(path) as clean:
         for file in files:
             for item in rows(options.open(file)):
                 if isinstance(item, PreferencePair | Conversation):
@@ -70,23 +66,3 @@ def write_clean(path: Path, files: Sequence[str], options: Options, flags: bytes
 
 def _line(row: Mapping[str, object]) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that has its name only once it is complete and on the disk, and never takes another's place."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike a rename, it fails where there is a file
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except FileExistsError as error:
-        raise ConfigError(f"{path}: was made by something else meanwhile, and no file is overwritten") from error
-    except OSError as error:
-        raise RunError(cannot_write(path, error)) from error
