@@ -90,7 +90,7 @@ def convert(
     else:
         file = ConversationFile(source, format, prompt_template=prompt_template, label_key=label_key)
     written, skipped, first = 0, dict[str, Tally](), ""
-    with new_file(target) as file, _compressed(target, file) as output:
+    with new_file(target) as raw, _compressed(target, raw) as output:
         for record in _good(file):
             if isinstance(record, Skipped):
                 tally = skipped.get(record.reason, Tally(0, ()))
