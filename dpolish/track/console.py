@@ -18,6 +18,7 @@ from dpolish.records import StepRecord
 
 _SHOWN = (
     ("loss", "loss {:.4f}"),
+    ("perplexity", "perplexity {:.2f}"),
     ("acc", "acc {:.3f}"),
     ("rewards_margin_mean", "margin {:.3f}"),
     ("lr", "lr {:.1e}"),
