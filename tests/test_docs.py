@@ -222,7 +222,7 @@ def test_yaml_composes_and_rows_can_be_read(page: Path, tmp_path: Path) -> None:
             compose(tmp_path / "run.yaml", environ={})
         elif fence.language == "jsonl":
             (tmp_path / "rows.jsonl").write_text(fence.text, encoding="utf-8")
-            for pair in PairFile(str(tmp_path / "rows.jsonl")).pairs():
+            for pair in PairFile(str(tmp_path / "rows.jsonl")).records():
                 assert isinstance(pair, PreferencePair), f"{page}:{fence.line}: {pair}"
 
 

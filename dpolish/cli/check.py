@@ -1,6 +1,5 @@
 """`dpolish check`: the doctor of data files. Without --model nothing here loads torch or transformers."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from dpolish.cli.process import prepare_process
 
 if TYPE_CHECKING:
     from dpolish.data.check.model import TokenChecks
@@ -107,9 +108,7 @@ def _tokens(options: dict[str, Any], task: str) -> "TokenChecks | None":
 
             raise ConfigError(f"--{given[0].replace('_', '-')} needs --model: it is a matter of tokens")
         return None
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # before transformers loads, like these
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    prepare_process()
     from dpolish.data.check.model import load
 
     appended = options["append_eod"]

@@ -1,6 +1,5 @@
 """One function per verb. Everything heavy is imported inside, so that `--help` answers at once."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dpolish.cli.check import check
+from dpolish.cli.process import prepare_process
 
 if TYPE_CHECKING:
     from dpolish.config.compose import Composed
@@ -104,7 +104,7 @@ def _train(composed: "Composed[RunConfig]", cfg: str | None) -> None:
     if cfg is not None:
         _print_configuration(composed)
         return
-    _prepare_process()
+    prepare_process()
     from dpolish import api
 
     api.train(composed, argv=sys.argv, say=click.echo)
@@ -127,7 +127,7 @@ def plan(cfg: str | None, verb: str | None, **options: Any) -> None:
     if cfg is not None:
         _print_configuration(composed)
         return
-    _prepare_process()
+    prepare_process()
     from dpolish import api
 
     for line in api.plan(composed):
@@ -169,7 +169,7 @@ def generate(model: Path, prompts: tuple[str, ...], max_new_tokens: int) -> None
     \b
     dpolish generate --model results/dpo/model --prompt "Which year was the Magna Carta signed?"
     """
-    _prepare_process()
+    prepare_process()
     from dpolish import api
 
     for answer in api.generate(model, prompts, max_new_tokens):
@@ -185,17 +185,10 @@ def demo(output: str, seed: int) -> None:
     \b
     dpolish demo --output results/demo
     """
-    _prepare_process()
+    prepare_process()
     from dpolish.demo.run import run_demo
 
     run_demo(Path(output), seed, say=click.echo)
-
-
-def _prepare_process() -> None:
-    """Settings that must be made before torch and transformers load."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 COMMANDS = {str(verb.name): verb for verb in (dpo, sft, check, convert_data, plan, generate, demo)}

@@ -197,7 +197,7 @@ def test_a_row_of_no_kind_names_the_nearest_shapes_of_both() -> None:
 
 def test_all_rows_of_a_file_have_one_format(tmp_path: Path) -> None:
     path = write(tmp_path, TRL, NATIVE, TRL)
-    first, second, third = PairFile(path).pairs()
+    first, second, third = PairFile(path).records()
     assert isinstance(first, PreferencePair)
     assert isinstance(third, PreferencePair)
     assert str(second) == (
@@ -209,14 +209,14 @@ def test_all_rows_of_a_file_have_one_format(tmp_path: Path) -> None:
 
 def test_shapes_with_the_same_keys_do_not_mix_either(tmp_path: Path) -> None:
     path = write(tmp_path, TRL, {**LISTS, "prompt": "Hi"})
-    _, second = PairFile(path).pairs()
+    _, second = PairFile(path).records()
     assert f"{path}:2: this is no row of that format (all strings, or all messages) here" in str(second)
     assert "The row looks like binarized" in str(second)
 
 
 def test_a_bad_first_row_does_not_decide_the_format(tmp_path: Path) -> None:
     file = PairFile(write(tmp_path, {"x": 1}, NATIVE, NATIVE))
-    first, *others = file.pairs()
+    first, *others = file.records()
     assert isinstance(first, DataError)
     assert all(isinstance(other, PreferencePair) for other in others)
     assert file.format is FORMATS["native"]
@@ -226,10 +226,10 @@ def test_a_bad_first_row_does_not_decide_the_format(tmp_path: Path) -> None:
 def test_a_forced_format_needs_no_recognition(tmp_path: Path) -> None:
     both = {**TRL, "instruction": "i"}
     path = write(tmp_path, both, NATIVE)
-    (undecided, _) = PairFile(path).pairs()
+    (undecided, _) = PairFile(path).records()
     fits = "the row fits trl and alpaca; the fields are prompt, chosen, rejected, instruction. Say which"
     assert fits in str(undecided)
-    first, second = PairFile(path, "trl").pairs()
+    first, second = PairFile(path, "trl").records()
     assert isinstance(first, PreferencePair)
     assert first.prompt == "p"
     assert "read as trl (from model.data.format)" in str(second)
@@ -242,11 +242,11 @@ def test_a_forced_format_needs_no_recognition(tmp_path: Path) -> None:
 def test_unused_columns_are_named_once_with_a_hint(tmp_path: Path) -> None:
     chat = {**CHAT, "prompt": [{**message("user", "Hi"), "score": 1, "tool_calls": None}, message("user", "x")]}
     file = PairFile(write(tmp_path, {**NATIVE, "id": 1, "chosen_rewards": 2.0}, {**chat, "source": "web", "id": 2}))
-    assert all(isinstance(item, PreferencePair) for item in file.pairs())
+    assert all(isinstance(item, PreferencePair) for item in file.records())
     hinted = "chosen_rewards (Did you mean 'chosen_reward'?)"
     assert [*file.extra_columns] == ["id", hinted, "source", "prompt[].score"]
     known = PairFile(golden_path("preference", "alpaca"))
-    assert len(list(known.pairs())) == 3
+    assert len(list(known.records())) == 3
     assert not known.extra_columns
 
 
@@ -254,7 +254,7 @@ def test_faults_of_the_file_pass_through(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(TRL) + "\n{\n")
     file = PairFile(str(path))
-    first, second = file.pairs()
+    first, second = file.records()
     assert isinstance(first, PreferencePair)
     assert isinstance(second, Fault)
     assert file.num_rows == 2
@@ -274,14 +274,14 @@ def test_monstrous_keys_make_short_messages_at_once(tmp_path: Path) -> None:
 def test_odd_rewards_are_kept_and_remarked(tmp_path: Path) -> None:
     against = {**LISTS, "score_chosen": 1, "score_rejected": 2}
     file = PairFile(write(tmp_path, against, {**against, "score_chosen": 3}, against))
-    first, second, third = file.pairs()
+    first, second, third = file.records()
     assert isinstance(first, PreferencePair)
     assert (first.chosen_reward, first.rejected_reward) == (1.0, 2.0)
     assert isinstance(second, PreferencePair)
     assert isinstance(third, PreferencePair)
     assert file.remarks == {SCORED_AGAINST: Tally(2, (f"{file.path}:1", f"{file.path}:3"))}
     file = PairFile(golden_path("preference", "native"))
-    list(file.pairs())
+    list(file.records())
     assert file.remarks == {SCORED_EQUALLY: Tally(1, (f"{file.path}:5",))}
 
 
@@ -332,14 +332,14 @@ def test_further_fields_of_a_message_stand_in_one_order_with_their_own_inside() 
 
 def test_a_system_message_is_not_put_in_front_twice(tmp_path: Path) -> None:
     led = {**CHAT, "prompt": [message("system", "s"), message("user", "Hi")]}
-    (pair,) = PairFile(write(tmp_path, {**led, "system": "s"})).pairs()
+    (pair,) = PairFile(write(tmp_path, {**led, "system": "s"})).records()
     assert isinstance(pair, PreferencePair)
     assert pair.prompt == (Message("system", "s"), Message("user", "Hi"))
-    (error,) = PairFile(write(tmp_path, {**led, "system": "t"})).pairs()
+    (error,) = PairFile(write(tmp_path, {**led, "system": "t"})).records()
     assert "system: the messages begin with another system message already" in str(error)
     (demonstration,) = ConversationFile(
         write(tmp_path, {"system": "s", "messages": [*led["prompt"], message("assistant", "c")]})
-    ).conversations()
+    ).records()
     assert isinstance(demonstration, Conversation)
     assert demonstration.trained == (False, False, True)
 
@@ -364,7 +364,7 @@ def test_a_prompt_template_is_filled(
     tmp_path: Path, template: str, label: str, row: dict[str, str], pieces: tuple[str, str]
 ) -> None:
     file = ConversationFile(write(tmp_path, row), prompt_template=template, label_key=label)
-    (demonstration,) = file.conversations()
+    (demonstration,) = file.records()
     assert isinstance(demonstration, Conversation)
     assert (demonstration.pieces, demonstration.trained) == (pieces, (False, True))
     assert file.format is not None
@@ -388,7 +388,7 @@ def test_a_template_without_its_label_is_refused(template: str, what: str) -> No
 
 def test_rows_that_lack_a_field_of_the_template_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, {"q": "hi", "output": "yes"}, {"q": "hi", "outptu": "yes"}, {"q": 3, "output": "x"})
-    _, second, third = ConversationFile(path, prompt_template="{q} {output}").conversations()
+    _, second, third = ConversationFile(path, prompt_template="{q} {output}").records()
     assert str(second).startswith(f"{path}:2: no output here; the fields are q, outptu.")
     assert "Did you mean 'output'?" in str(second)
     assert str(third) == f"{path}:3: q: expected a string, got a number"
@@ -397,10 +397,10 @@ def test_rows_that_lack_a_field_of_the_template_are_refused(tmp_path: Path) -> N
 def test_a_template_leaves_rows_of_other_shapes_alone(tmp_path: Path) -> None:
     chat = {"messages": LISTS["chosen"]}
     file = ConversationFile(write(tmp_path, chat), prompt_template="{q} {output}")
-    assert [type(item) for item in file.conversations()] == [Conversation]
+    assert [type(item) for item in file.records()] == [Conversation]
     assert file.format is SFT_FORMATS["messages"]
     forced = ConversationFile(write(tmp_path, chat), "input_output", prompt_template="{q} {output}")
-    (error,) = forced.conversations()
+    (error,) = forced.records()
     assert "no q and no output here" in str(error)
 
 
@@ -410,8 +410,8 @@ def test_the_default_template_is_nemos() -> None:
 
 def test_only_the_last_turn_is_trained_on_when_asked(tmp_path: Path) -> None:
     turns = [*LISTS["chosen"], message("user", "On"), message("assistant", "c2")]
-    (whole,) = ConversationFile(write(tmp_path, {"messages": turns})).conversations()
-    (last,) = ConversationFile(write(tmp_path, {"messages": turns}), trained_turns="last").conversations()
+    (whole,) = ConversationFile(write(tmp_path, {"messages": turns})).records()
+    (last,) = ConversationFile(write(tmp_path, {"messages": turns}), trained_turns="last").records()
     assert isinstance(whole, Conversation)
     assert isinstance(last, Conversation)
     assert whole.pieces == last.pieces
@@ -421,7 +421,7 @@ def test_only_the_last_turn_is_trained_on_when_asked(tmp_path: Path) -> None:
 
 def test_a_tail_that_is_not_trained_on_is_left_out_and_remarked(tmp_path: Path) -> None:
     file = ConversationFile(write(tmp_path, {"messages": [*LISTS["chosen"], message("user", "Bye")]}))
-    (demonstration,) = file.conversations()
+    (demonstration,) = file.records()
     assert isinstance(demonstration, Conversation)
     assert [piece.content for piece in demonstration.pieces if isinstance(piece, Message)] == ["Hi", "c"]
     assert file.remarks == {TAIL: Tally(1, (f"{file.path}:1",))}
@@ -450,7 +450,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real da
 @needs_shared
 def test_alpaca_rows_are_the_pairs_of_the_message_rows() -> None:
     def content(name: str) -> list[tuple[Prompt, Response, Response]]:
-        pairs = list(PairFile(str(SHARED / name)).pairs())
+        pairs = list(PairFile(str(SHARED / name)).records())
         return [(p.prompt, p.chosen, p.rejected) for p in pairs if isinstance(p, PreferencePair)]
 
     as_lists = content("politeness_pairs.json")
@@ -471,7 +471,7 @@ def test_alpaca_rows_are_the_pairs_of_the_message_rows() -> None:
 )
 def test_real_files_are_recognised_whole(name: str, format: str, rows: int) -> None:
     file = PairFile(str(SHARED / name))
-    assert all(isinstance(item, PreferencePair) for item in file.pairs())
+    assert all(isinstance(item, PreferencePair) for item in file.records())
     assert file.format is FORMATS[format]
     assert file.num_rows == rows
     assert not file.extra_columns

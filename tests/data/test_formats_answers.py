@@ -99,7 +99,7 @@ def test_every_row_of_a_labelled_file_is_in_a_pair_or_skipped(
     path = write(tmp_path_factory.getbasetemp(), *values, name="kto.jsonl")
     used: set[int] = set()
     skipped: list[int] = []
-    for item in PairFile(path, pairs=pairing).pairs():
+    for item in PairFile(path, pairs=pairing).records():
         if isinstance(item, Skipped):
             skipped.append(int(item.where.rpartition(":")[2]) - 1)
         else:
@@ -115,6 +115,6 @@ def test_every_row_of_a_labelled_file_is_in_a_pair_or_skipped(
 def test_pairing_reaches_the_rows_of_a_file(tmp_path: Path) -> None:
     answers = [{"answer": f"a{rank}", "rank": rank} for rank in (2, 1, 3)]
     path = write(tmp_path, {"prompt": "q", "answers": answers})
-    assert [len(list(PairFile(path, pairs=pairing).pairs())) for pairing in PAIRINGS] == [1, 2, 2, 3]
+    assert [len(list(PairFile(path, pairs=pairing).records())) for pairing in PAIRINGS] == [1, 2, 2, 3]
     with pytest.raises(ConfigError, match=r"unknown pairing 'best'.*Known: best_vs_worst, best_vs_rest, adjacent, all"):
         PairFile(path, pairs="best")

@@ -94,11 +94,11 @@ def test_a_folder_of_data_files_is_read(library: ModuleType, tmp_path: Path) -> 
 def test_files_of_records_come_from_there(save: Save) -> None:
     path = save(alone=ROWS)
     file = PairFile(path)
-    pairs = list(file.pairs())
+    pairs = list(file.records())
     assert [item.where for item in pairs if isinstance(item, PreferencePair)] == [f"{path}:{n}" for n in (1, 2, 3)]
     assert file.num_rows == 3
     path = save(chat=CHATS)
-    (demonstration,) = ConversationFile(path).conversations()
+    (demonstration,) = ConversationFile(path).records()
     assert isinstance(demonstration, Conversation)
     assert demonstration.pieces == (Message("user", "Hi"), Message("assistant", "c"))
     assert demonstration.where == f"{path}:chat:1"
@@ -109,7 +109,7 @@ def test_pictures_are_not_decoded_but_refused(library: ModuleType, tmp_path: Pat
     features = library.Features({**dict.fromkeys(ROWS[0], library.Value("string")), "image": library.Image()})
     path = str(tmp_path / "pictures")
     library.Dataset.from_list(rows, features=features).save_to_disk(path)
-    first, second = PairFile(path).pairs()
+    first, second = PairFile(path).records()
     assert str(first) == f"{path}:1: image: pictures and sound cannot be trained on: only text can"
     assert isinstance(second, PreferencePair)
 
@@ -122,7 +122,7 @@ def test_the_cache_of_the_hub_is_all_there_is_offline(library: ModuleType, monke
     for path in ("org/name", "org/name:train", "org/name/config:train"):
         named = path.partition(":")[0]
         with pytest.raises(DataError, match=rf"^{named}: no such file, and .*HF_HUB_OFFLINE forbids to fetch it"):
-            list(PairFile(path).pairs())
+            list(PairFile(path).records())
 
 
 def test_a_hub_that_fails_is_one_error(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_the_library_loads_only_for_its_own(tmp_path: Path) -> None:
     path = write(tmp_path, *ROWS)
     code = (
         "import sys\nfrom dpolish.data.formats import PairFile\n"
-        f"assert len(list(PairFile({path!r}).pairs())) == 3\n"
+        f"assert len(list(PairFile({path!r}).records())) == 3\n"
         "print([name for name in ('datasets', 'torch', 'transformers', 'pyarrow') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})

@@ -60,21 +60,14 @@ class _Reader:
                 self.extra_columns[f"{short(key)} ({hint})" if hint else short(key)] = None
 
 
-class PairFile:
-    """The pairs of one file, folder or hub data set, in order.
+class _RowFile:
+    """What a file of rows shows besides its records, once these have been taken."""
 
-    What the reading showed is in the fields once the pairs have been taken.
-    """
-
-    def __init__(self, path: str, format: str | None = None, pairs: str = "best_vs_worst") -> None:
-        check_pairing(pairs)
+    def __init__(self, path: str, reader: _Reader) -> None:
         self.path = path
         self.num_rows = 0
         """Rows met so far, good and bad."""
-        self._pairing = pairs
-        self._reader = _Reader(FORMATS, None if format is None else FORMATS[format])
-        self._groups: dict[tuple[Prompt, TemplateArguments], list[Candidate]] = {}
-        self._labelled = False
+        self._reader = reader
 
     @property
     def format(self) -> Format | None:
@@ -83,13 +76,27 @@ class PairFile:
 
     @property
     def extra_columns(self) -> Mapping[str, None]:
-        """Keys that no pair was made from, in the order in which they came."""
+        """Keys that no record was made from, in the order in which they came."""
         return self._reader.extra_columns
 
     @property
     def remarks(self) -> Mapping[str, Tally]:
-        """What is worth knowing of the pairs, by remark."""
+        """What is worth knowing of its records, by remark."""
         return self._reader.remarks
+
+
+class PairFile(_RowFile):
+    """The pairs of one file, folder or hub data set, in order.
+
+    What the reading showed is in the fields once the pairs have been taken.
+    """
+
+    def __init__(self, path: str, format: str | None = None, pairs: str = "best_vs_worst") -> None:
+        check_pairing(pairs)
+        super().__init__(path, _Reader(FORMATS, None if format is None else FORMATS[format]))
+        self._pairing = pairs
+        self._groups: dict[tuple[Prompt, TemplateArguments], list[Candidate]] = {}
+        self._labelled = False
 
     def records(self) -> Iterator[PreferencePair | Skipped | Fault | DataError]:
         """Each row's pairs, why there are none, or what is wrong; rows that belong together by prompt come last."""
@@ -107,8 +114,6 @@ class PairFile:
         for (prompt, arguments), answers in self._groups.items():
             group = Candidates(prompt, tuple(answers), self._labelled, arguments)
             yield from map(self._seen, pair_up(group, self._pairing, rows=True))
-
-    pairs = records
 
     def _taken(self, reading: Reading) -> Iterator[PreferencePair | Skipped]:
         assert not isinstance(reading, Conversation)
@@ -130,7 +135,7 @@ class PairFile:
         return item
 
 
-class ConversationFile:
+class ConversationFile(_RowFile):
     """The demonstrations of one file, folder or hub data set, in order.
 
     What the reading showed is in the fields once they have been taken. A template other than the default one is
@@ -147,27 +152,9 @@ class ConversationFile:
         trained_turns: Literal["all", "last"] = "all",
     ) -> None:
         formats = formats_with(PromptTemplate.of(prompt_template, label_key))
-        self.path = path
-        self.num_rows = 0
-        """Rows met so far, good and bad."""
+        super().__init__(path, _Reader(formats, None if format is None else formats[SFT_FORMATS[format].name]))
         self._trained_turns = trained_turns
         self._own = None if formats is SFT_FORMATS else formats["input_output"]
-        self._reader = _Reader(formats, None if format is None else formats[SFT_FORMATS[format].name])
-
-    @property
-    def format(self) -> Format | None:
-        """The shape of its rows, once it is known."""
-        return self._reader.format
-
-    @property
-    def extra_columns(self) -> Mapping[str, None]:
-        """Keys that no demonstration was made from, in the order in which they came."""
-        return self._reader.extra_columns
-
-    @property
-    def remarks(self) -> Mapping[str, Tally]:
-        """What is worth knowing of the demonstrations, by remark."""
-        return self._reader.remarks
 
     def records(self) -> Iterator[Conversation | Skipped | Fault | DataError]:
         """Each row's demonstration, why there is none, or what is wrong with it."""
@@ -180,8 +167,6 @@ class ConversationFile:
                 yield self._record(row)
             except DataError as error:
                 yield error
-
-    conversations = records
 
     def _record(self, row: Row) -> Conversation | Skipped:
         if self._reader.format is None and self._own is not None and self._own.fits(row.value):
