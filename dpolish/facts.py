@@ -1,5 +1,8 @@
 """What a model folder and a machine say about themselves: sizes for the plan, a folder for the loader.
 
+The parameters are counted in the headers of the weights. Where a folder has no weights, whoever knows the architecture
+hands in the shapes of its tensors.
+
 Read without torch.
 """
 
@@ -7,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,51 @@ from dpolish.errors import ModelError
 from dpolish.registry import did_you_mean
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = "*.safetensors"
+_WANTED = ["*.json", _WEIGHTS, "*.model", "*.txt", "*.jinja"]
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts?\.")
+
+Shapes = Mapping[str, Sequence[int]]
+"""The shape of every tensor of a model, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """How many numbers a model is made of, and where they are. Tensor parallelism splits matrices, not vectors."""
+
+    matrices: int
+    """All that have two axes or more."""
+    vectors: int
+    """All others: norms and biases."""
+    layer_matrices: int
+    """Those of the largest layer alone."""
+    layer_vectors: int
+    outside_matrices: int
+    """Those of no layer: embeddings, head."""
+    outside_vectors: int
+    experts: int
+    """Those of all experts, of which a token passes through some."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.matrices + self.vectors
+
+    @staticmethod
+    def of(shapes: Shapes) -> "Parameters":
+        """The counts of these tensors."""
+        layers: dict[str, list[int]] = {}
+        outside, experts = [0, 0], 0
+        for name, shape in shapes.items():
+            size, is_vector = math.prod(shape), len(shape) < 2
+            layer = _LAYER.search(name)
+            counts = layers.setdefault(layer[1], [0, 0]) if layer else outside
+            counts[is_vector] += size
+            experts += size if _EXPERT.search(name) else 0
+        layer_matrices, layer_vectors = max(layers.values(), key=sum, default=[0, 0])
+        matrices, vectors = (sum(counts[axis] for counts in (*layers.values(), outside)) for axis in (0, 1))
+        return Parameters(matrices, vectors, layer_matrices, layer_vectors, outside[0], outside[1], experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +71,17 @@ class ModelFacts:
 
     folder: Path
     architecture: str
-    num_parameters: int
+    parameters: Parameters
     num_layers: int
     hidden_size: int
+    num_heads: int
+    num_key_value_heads: int
     intermediate_size: int
+    """Width of the feed-forward part that one token passes through: of all its experts together."""
+    expert_share: float
+    """Share of the experts' parameters that one token passes through; 1 without experts."""
+    query_size: int
+    """Width of the queries of one token in one layer."""
     key_value_size: int
     """Width of the keys (and of the values) of one token in one layer."""
     vocabulary_size: int
@@ -36,9 +90,17 @@ class ModelFacts:
     varying_rope: tuple[str, int] | None
     """Rotary positions that change with the longest row of a batch: (kind, length from which they do)."""
 
+    @property
+    def num_parameters(self) -> int:
+        """All of them."""
+        return self.parameters.total
 
-def find_model(name: str) -> Path:
-    """The folder of a model: itself, or a hub id's copy, fetched if the hub can be reached. Raises ModelError."""
+
+def find_model(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model: itself, or a hub id's copy, fetched if the hub can be reached. Raises ModelError.
+
+    Without `weights` those of a hub id are not fetched, but may be there.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -47,22 +109,25 @@ def find_model(name: str) -> Path:
     if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
         near = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise ModelError(f"{name}: no such folder.{did_you_mean(folder.name, near)}")
-    return _from_hub(name)
+    return _from_hub(name, _WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS])
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{name}: no folder of this name, and the hub gives no such model ({reason})") from error
 
 
-def read_model_facts(folder: Path) -> ModelFacts:
-    """The sizes of the model in `folder`. Raises ModelError when config.json or the weights cannot be read."""
+def read_model_facts(folder: Path, shapes: Shapes | None = None) -> ModelFacts:
+    """The sizes of the model in `folder`, its parameters those of its weights, or of `shapes` where they are given.
+
+    Raises ModelError when config.json or the weights cannot be read.
+    """
     whole = _read_config(folder)
     text = whole.get("text_config")
     config: Mapping[str, object] = text if isinstance(text, dict) else whole
@@ -70,18 +135,37 @@ def read_model_facts(folder: Path) -> ModelFacts:
     heads = _number(config, folder, "num_attention_heads", "n_head", "n_heads", default=1)
     key_value_heads = _number(config, folder, "num_key_value_heads", default=heads)
     head_dim = _number(config, folder, "head_dim", default=hidden // max(heads, 1))
+    intermediate, expert_share = _feed_forward(config, folder, hidden)
     return ModelFacts(
         folder=folder,
         architecture=", ".join(map(str, _as_list(whole.get("architectures")))) or str(whole.get("model_type")),
-        num_parameters=count_parameters(folder),
+        parameters=Parameters.of(weight_shapes(folder) if shapes is None else shapes),
         num_layers=_number(config, folder, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         hidden_size=hidden,
-        intermediate_size=_number(config, folder, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
+        num_heads=heads,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=intermediate,
+        expert_share=expert_share,
+        query_size=heads * head_dim,
         key_value_size=key_value_heads * head_dim,
         vocabulary_size=_number(config, folder, "vocab_size"),
         max_positions=_optional(config, "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"),
         varying_rope=_varying_rope(config),
     )
+
+
+def _feed_forward(config: Mapping[str, object], folder: Path, hidden: int) -> tuple[int, float]:
+    """Width of the feed-forward part that a token passes through, and the share of the experts that it does."""
+    dense = _number(config, folder, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    experts = _optional(config, "num_local_experts", "num_experts", "n_routed_experts")
+    chosen = _optional(config, "num_experts_per_tok", "experts_per_token", "moe_topk")
+    if experts is None or chosen is None:
+        return dense, 1.0
+    width = _optional(config, "moe_intermediate_size") or dense
+    shared = (
+        _optional(config, "shared_expert_intermediate_size") or (_optional(config, "n_shared_experts") or 0) * width
+    )
+    return chosen * width + shared, min(chosen / experts, 1.0)
 
 
 def _read_config(folder: Path) -> dict[str, object]:
@@ -153,16 +237,25 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def count_parameters(folder: Path) -> int:
-    """Numbers in all safetensors files of a folder, by their headers."""
-    total = 0
+def has_weights(folder: Path) -> bool:
+    """True where a folder holds weights, of whatever kind."""
+    return any(folder.glob("*.safetensors")) or bool(_pickled(folder))
+
+
+def _pickled(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+
+
+def weight_shapes(folder: Path) -> Shapes:
+    """The shapes of all tensors in the safetensors files of a folder, by their headers. Raises ModelError."""
+    shapes: dict[str, Sequence[int]] = {}
     for file in weight_files(folder):
-        total += sum(math.prod(header.shape) for header in tensor_headers(file).values())
-    if total == 0:
-        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        shapes |= {name: header.shape for name, header in tensor_headers(file).items()}
+    if not any(math.prod(shape) for shape in shapes.values()):
+        pickled = _pickled(folder)
         here = f"only pickled weights ({', '.join(pickled[:3])}), which are never opened" if pickled else "no weights"
         raise ModelError(f"{folder}: {here}; save the model as safetensors")
-    return total
+    return shapes
 
 
 @dataclass(frozen=True, slots=True)

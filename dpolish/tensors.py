@@ -198,8 +198,10 @@ class StepMetrics:
     count: int
 
     @staticmethod
-    def of(values: Mapping[str, Tensor]) -> "StepMetrics":
-        """From per-pair values, each (P,)."""
+    def of(values: Mapping[str, Tensor], *, counted: bool = True) -> "StepMetrics":
+        """From per-pair values, each (P,); zeros under the same names where they do not count."""
+        if not counted:
+            return StepMetrics(dict.fromkeys(values, torch.zeros((), dtype=torch.float64)), 0)
         count = len(next(iter(values.values())))
         return StepMetrics({name: value.detach().double().sum() for name, value in values.items()}, count)
 

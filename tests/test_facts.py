@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from dpolish.errors import ModelError
-from dpolish.facts import TensorHeader, find_model, host_memory, read_model_facts, tensor_headers, weight_files
+from dpolish.facts import (
+    Parameters,
+    TensorHeader,
+    find_model,
+    has_weights,
+    host_memory,
+    read_model_facts,
+    tensor_headers,
+    weight_files,
+)
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -298,3 +307,75 @@ def test_an_index_that_is_none(folder: Path, text: str) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"model.safetensors.index.json: cannot be read"):
         weight_files(folder)
+
+
+# --- where the parameters are -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["model.layers", "transformer.h", "gpt_neox.layers", "decoder.blocks"])
+def test_parameters_by_place_and_kind(prefix: str) -> None:
+    counted = Parameters.of(
+        {
+            "embed.weight": (10, 4),
+            f"{prefix}.0.linear.weight": (4, 4),
+            f"{prefix}.0.norm.weight": (4,),
+            f"{prefix}.1.linear.weight": (8, 4),
+            f"{prefix}.1.mlp.experts.gate_up_proj": (2, 3, 4),
+            f"{prefix}.1.linear.bias": (8,),
+            f"{prefix}.11.linear.weight": (1, 4),
+            "norm.weight": (4,),
+        }
+    )
+    assert counted == Parameters(
+        matrices=40 + 16 + 32 + 24 + 4,
+        vectors=4 + 8 + 4,
+        layer_matrices=32 + 24,
+        layer_vectors=8,
+        outside_matrices=40,
+        outside_vectors=4,
+        experts=24,
+    )
+    assert counted.total == 132
+
+
+def test_shapes_stand_for_weights_that_are_not_there(folder: Path) -> None:
+    assert has_weights(folder)
+    (folder / "model.safetensors").unlink()
+    assert not has_weights(folder)
+    assert read_model_facts(folder, {"a.weight": (3, 4), "b": (5,)}).num_parameters == 17
+
+
+def test_pickled_weights_are_weights_too(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert has_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "width", "share"),
+    [
+        ({}, 24, 1.0),
+        ({"num_local_experts": 8, "num_experts_per_tok": 2}, 48, 0.25),
+        ({"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 6}, 24, 0.25),
+        (
+            {"n_routed_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 6, "n_shared_experts": 2},
+            18,
+            0.25,
+        ),
+    ],
+)
+def test_experts_that_a_token_passes_through(folder: Path, fields: dict[str, object], width: int, share: float) -> None:
+    configure(folder, **fields)
+    facts = read_model_facts(folder)
+    assert (facts.intermediate_size, facts.expert_share) == (width, share)
+
+
+def test_a_plan_fetches_no_weights_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_model("someone/model", weights=False) == folder
+    assert asked == [["*.json", "*.model", "*.txt", "*.jinja"]]

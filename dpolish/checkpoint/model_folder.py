@@ -1,17 +1,21 @@
 """The final model as a Hugging Face folder that transformers, vLLM and lm-eval load as it is."""
 
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpolish.data.templates import TemplateRecord, choose_template, save_template
 from dpolish.errors import RunError
 from dpolish.files import cannot_write, sync_directory
 from dpolish.model.load import restore_noise, silence
+from dpolish.parallel.apply import at_rest
 
 
 def save_model(
@@ -20,15 +24,21 @@ def save_model(
     silenced: Mapping[str, float],
     folder: Path,
     template: TemplateRecord | None = None,
+    *,
+    first: bool = True,
 ) -> None:
     """Write weights (in the dtype they were trained in), configuration and tokenizer to `folder`, which must not exist.
 
     `template` is what the rows were rendered with: it is recorded, the tokenizer gets it, and generation stops where a
     turn ends in it.
-    Everything is written and made durable beside it, then renamed: `folder` is complete or not there. Raises RunError,
+    Everything is written and made durable beside it, then renamed: `folder` is complete or not there. A model that is
+    spread over ranks is gathered, a tensor at a time, by all of them together; the `first` one writes. Raises RunError,
     also for weights that are not finite.
     """
-    if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+    weights = gathered(model, keep=first)
+    if not first:
+        return
+    if spoiled := [name for name, weight in weights.items() if not weight.isfinite().all()]:
         raise RunError(
             f"{folder}: not saved, for {spoiled[0]} holds numbers that are not finite. Lower model.optim.lr."
         )
@@ -39,7 +49,7 @@ def save_model(
         if template is not None:
             _adopt(template, model, tokenizer)
             save_template(unfinished, template)
-        model.save_pretrained(unfinished)
+        model.save_pretrained(unfinished, state_dict=weights)
         tokenizer.save_pretrained(unfinished)
         _make_durable(unfinished)
         unfinished.rename(folder)
@@ -51,6 +61,24 @@ def save_model(
     finally:
         silence(model.config)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def gathered(model: PreTrainedModel, *, keep: bool) -> dict[str, Tensor]:
+    """The state of a model by name, whole: of a spread one in the host's memory, on the ranks that keep it.
+
+    Tied weights stay one tensor. Every rank calls it together.
+    """
+    at_rest(model)
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # two collectives for one are no fault here
+    whole: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in whole:
+            part = tensor.detach()
+            full = part.full_tensor().cpu() if isinstance(part, DTensor) else part
+            whole[id(tensor)] = full if keep else full.new_empty(0)
+        state[name] = whole[id(tensor)]
+    return state if keep else {}
 
 
 def _adopt(template: TemplateRecord, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,5 +1,6 @@
 """One function per verb. Everything heavy is imported inside, so that `--help` answers at once."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dpolish.cli.check import check
+from dpolish.cli.convert import convert
 from dpolish.cli.process import prepare_process
+from dpolish.cli.slurm import slurm
 
 if TYPE_CHECKING:
     from dpolish.config.compose import Composed
@@ -105,6 +108,12 @@ def _train(composed: "Composed[RunConfig]", cfg: str | None) -> None:
         _print_configuration(composed)
         return
     prepare_process()
+    from dpolish.world import ranks_to_start
+
+    if count := ranks_to_start(composed, os.environ):
+        from dpolish.launch.local import start_ranks
+
+        start_ranks(count)
     from dpolish import api
 
     api.train(composed, argv=sys.argv, say=click.echo)
@@ -112,16 +121,19 @@ def _train(composed: "Composed[RunConfig]", cfg: str | None) -> None:
 
 @click.command(context_settings=_GRAMMAR)
 @click.option("--sft", "verb", flag_value="sft", help="Plan a run of `dpolish sft` instead of `dpolish dpo`.")
+@click.option("--gpu", metavar="NAME", help="Plan for this kind of GPU, as h100-80gb, without having one.")
 @_configured
-def plan(cfg: str | None, verb: str | None, **options: Any) -> None:
+def plan(cfg: str | None, verb: str | None, gpu: str | None, **options: Any) -> None:
     """Print every derived number of a run, and train nothing.
 
-    Takes the arguments of `dpolish dpo`, or with --sft those of `dpolish sft`. Each value is marked default, given or
-    derived.
+    Takes the arguments of `dpolish dpo`, or with --sft those of `dpolish sft`. Each value is marked default, given,
+    derived or assumed. Neither the ranks nor the model's weights need to be here, and without --train rows are assumed.
 
     \b
     dpolish plan --model ./sft_model --train train.jsonl model.global_batch_size=256
     dpolish plan --sft --model ./base_model --train train.jsonl
+    dpolish plan --model ./llama_70b --gpu h100-80gb trainer.num_nodes=8 trainer.devices=8 \\
+        model.tensor_model_parallel_size=8
     """
     composed = _compose(options, verb or "dpo")
     if cfg is not None:
@@ -130,7 +142,7 @@ def plan(cfg: str | None, verb: str | None, **options: Any) -> None:
     prepare_process()
     from dpolish import api
 
-    for line in api.plan(composed):
+    for line in api.plan(composed, gpu=gpu):
         click.echo(line)
 
 
@@ -191,4 +203,4 @@ def demo(output: str, seed: int) -> None:
     run_demo(Path(output), seed, say=click.echo)
 
 
-COMMANDS = {str(verb.name): verb for verb in (dpo, sft, check, convert_data, plan, generate, demo)}
+COMMANDS = {str(verb.name): verb for verb in (dpo, sft, check, convert, convert_data, plan, generate, slurm, demo)}

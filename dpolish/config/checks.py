@@ -53,23 +53,12 @@ def empty(value: str | None) -> bool | str:
     return value is not None and not value.strip() and "is empty; is a shell variable not set?"
 
 
-def beyond_one(value: int, what: str) -> bool | str:
-    """The fault of a number of machines or devices that a later version allows."""
-    return below(1, value) or (value > 1 and later(f"{what} is", "set it to 1"))
-
-
-def nemo_archive(path: str | None) -> bool | str:
-    """The fault of a model that is a .nemo archive or folder; null has none."""
-    return (path or "").rstrip("/").endswith(".nemo") and (
-        later("reading .nemo is", f"convert {path!r} to a Hugging Face folder and name that")
-    )
-
-
-def count_devices(devices: int | Literal["auto"] | tuple[int, ...]) -> int:
-    """How many devices are asked for; auto and -1 count as one until the machine is known."""
+def bad_devices(devices: int | Literal["auto"] | tuple[int, ...]) -> bool | str:
+    """The fault of a number of devices below 1 that is not -1 (all), or of a list that is empty or names one twice."""
     if isinstance(devices, tuple):
-        return len(devices)
-    return 1 if devices == "auto" or devices == -1 else devices
+        twice = len(set(devices)) < len(devices)
+        return (not devices or twice or min(devices) < 0) and f"expected different device indices, got {list(devices)}"
+    return devices != "auto" and devices != -1 and below(1, devices)
 
 
 def bad_share_or_count(value: int | float) -> bool | str:

@@ -72,30 +72,45 @@ def _shares(sources: Sources) -> list[int]:
 
 def trained_rows(seed: int, sources: Sources, batch: int, steps_per_epoch: int, total_steps: int) -> RowIndices:
     """The rows that the first `total_steps` steps train on, each once, ascending: those whose reference is needed."""
-    seen = []
+    seen = np.zeros(sources.epoch_size, dtype=bool)
     for epoch, first in enumerate(range(0, total_steps, steps_per_epoch)):
         steps = min(steps_per_epoch, total_steps - first)
-        seen.append(order(seed, epoch, sources)[: steps * batch])
-    return np.unique(np.concatenate(seen))
+        seen[order(seed, epoch, sources)[: steps * batch]] = True
+        if seen.all():
+            break
+    return np.flatnonzero(seen)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchGroup:
-    """The micro-batches of one optimizer step (or of one validation batch)."""
+    """The micro-batches that one rank computes of one global batch: of an optimizer step, or of validation.
+
+    What is said of the global batch every rank knows without asking: they all deal it out alike.
+    """
 
     epoch: int
     """0-based."""
     rows: RowIndices
     """The rows of the global batch, in order."""
     batches: tuple[PackedBatch, ...]
-
+    """This rank's, as many as every other rank's: the last `idle` only keep it company, and weigh nothing."""
+    idle: int
     num_scored: int
     """Scored tokens of the global batch. Like the examples known without a collective: a loss is divided by either."""
+    num_tokens: int
+    """Tokens of the global batch that are computed."""
 
     @property
     def num_examples(self) -> int:
         """Pairs (DPO) or demonstrations (SFT) of the global batch."""
         return len(self.rows)
+
+    @property
+    def passes(self) -> Iterator[tuple[PackedBatch, bool, bool]]:
+        """(micro-batch, does it count, is it the last) of every forward pass."""
+        last = len(self.batches) - 1
+        for index, batch in enumerate(self.batches):
+            yield batch, index < len(self.batches) - self.idle, index == last
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +125,33 @@ class Loader:
     """
     global_batch_size: int
     packing: Packing
+    parts: int = 1
+    """Data-parallel ranks, to which a global batch is dealt by tokens."""
+    part: int = 0
+    """This one's."""
 
     def group(self, epoch: int, rows: RowIndices) -> BatchGroup:
-        """The micro-batches of one global batch."""
+        """This rank's micro-batches of one global batch."""
         examples = [self.examples[row] for row in rows]
-        reference = None if self.reference is None else self.reference[rows]
-        batches = tuple(
-            collate([examples[i] for i in part], self.packing, None if reference is None else reference[part].tolist())
-            for part in self.packing.split(examples)
+        dealt = self.packing.deal(examples, self.parts) if self.parts > 1 else [self.packing.split(examples)]
+        passes = max(len(batches) for batches in dealt)
+        mine = dealt[self.part]
+        idle = passes - len(mine)
+        if idle:
+            shortest = min(range(len(examples)), key=lambda index: self.packing.size(examples[index]))
+            mine = [*mine, *([[shortest]] * idle)]
+        return BatchGroup(
+            epoch,
+            rows,
+            tuple(self._collated(rows, examples, batch) for batch in mine),
+            idle,
+            num_scored=sum(len(completion.scored) for example in examples for completion in example.completions),
+            num_tokens=sum(self.packing.size(example) for example in examples),
         )
-        return BatchGroup(epoch, rows, batches, sum(len(batch.targets) for batch in batches))
+
+    def _collated(self, rows: RowIndices, examples: Sequence[Example], batch: Sequence[int]) -> PackedBatch:
+        reference = None if self.reference is None else self.reference[rows[batch]].tolist()
+        return collate([examples[index] for index in batch], self.packing, reference)
 
     def training_groups(
         self, seed: int, sources: Sources, steps_per_epoch: int, start: int = 0

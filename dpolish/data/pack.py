@@ -10,6 +10,7 @@ Invariants, held by the property tests in tests/data/test_pack.py:
   3. the result depends on the lengths alone, so every rank computes the same.
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,19 +42,53 @@ class Packing:
             return example.num_tokens
         return sum(len(example.prompt) + len(completion.tokens) for completion in example.completions)
 
-    def split(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Indices of `examples`, one list per micro-batch."""
+    def split(self, examples: Sequence[Example], at_least: int = 0) -> list[list[int]]:
+        """Indices of `examples`, one list per micro-batch; `at_least` so many, if there are as many examples."""
         if self.token_budget is None:
             size = self.micro_batch_size
+            if -(-len(examples) // size) < at_least:  # smaller ones then, as equal as can be
+                parts = np.array_split(np.arange(len(examples)), min(at_least, len(examples)) or 1)
+                return [part.tolist() for part in parts if len(part)]
             return [list(range(first, min(first + size, len(examples)))) for first in range(0, len(examples), size)]
-        return fill([self.size(example) for example in examples], self.token_budget)
+        return fill([self.size(example) for example in examples], self.token_budget, at_least)
+
+    def deal(self, examples: Sequence[Example], parts: int) -> list[list[list[int]]]:
+        """Indices of `examples` by part (a data-parallel rank) and micro-batch: parts of equal tokens.
+
+        A part may have fewer micro-batches than another: one that has few rows, or none.
+        """
+        dealt = even([self.size(example) for example in examples], parts)
+        split = [self.split([examples[index] for index in part]) for part in dealt]
+        passes = max((len(batches) for batches in split), default=0)
+        split = [
+            batches if len(batches) == passes else self.split([examples[index] for index in part], passes)
+            for part, batches in zip(dealt, split, strict=True)
+        ]
+        return [[[part[i] for i in batch] for batch in batches] for part, batches in zip(dealt, split, strict=True)]
 
 
-def fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
+def even(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Indices of `sizes` in `parts`, their sums as equal as dealing the largest first to the emptiest part makes them.
+
+    The largest sum is at most 4/3 - 1/(3·parts) of the least possible (Graham 1969, SIAM J. Appl. Math. 17, theorem 2).
+
+    >>> even([5, 3, 3, 2, 2, 1], 2)
+    [[0, 3, 5], [1, 2, 4]]
+    """
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0, part) for part in range(parts)]
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        load, part = heapq.heappop(loads)
+        dealt[part].append(index)
+        heapq.heappush(loads, (load + sizes[index], part))
+    return [sorted(part) for part in dealt]
+
+
+def fill(sizes: Sequence[int], budget: int, at_least: int = 0) -> list[list[int]]:
     """Indices of `sizes` in bins of at most `budget`, an oversized one alone: first-fit decreasing, then even.
 
-    First-fit finds how many bins are needed; dealing the sizes, largest first, to the emptiest of that many bins evens
-    out time and memory. Where the even deal would overflow a bin, the first-fit one stands.
+    First-fit finds how many bins are needed; dealing the sizes, largest first, to the emptiest of that many bins (or of
+    `at_least`) evens out time and memory. Where the even deal would overflow a bin, the first-fit one stands.
     """
     order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     first_fit: list[list[int]] = []
@@ -65,14 +100,13 @@ def fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
             loads.append(0)
         first_fit[place].append(index)
         loads[place] += sizes[index]
-    even: list[list[int]] = [[] for _ in loads]
-    weights = [0] * len(loads)
-    for index in order:
-        place = weights.index(min(weights))
-        even[place].append(index)
-        weights[place] += sizes[index]
-    fits = all(weight <= budget or len(members) == 1 for weight, members in zip(weights, even, strict=True))
-    return [sorted(members) for members in (even if fits else first_fit)]
+    dealt = even(sizes, max(len(first_fit), min(at_least, len(sizes))))
+    if all(len(members) == 1 or sum(sizes[i] for i in members) <= budget for members in dealt):
+        return dealt
+    while len(first_fit) < len(dealt):
+        fullest = max(first_fit, key=len)
+        first_fit.append([fullest.pop() for _ in range(len(fullest) // 2)])
+    return [sorted(members) for members in first_fit]
 
 
 def collate(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -46,21 +47,48 @@ def naive_logprobs(
     return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
 
 
+@dataclass(frozen=True, slots=True)
+class VocabularyPart:
+    """The part of the vocabulary whose logits this rank computes (tensor parallelism)."""
+
+    start: int
+    """Token id of the head's first row here."""
+    group: dist.ProcessGroup
+    """The ranks that have the other parts, for the same hidden states."""
+
+    def local(self, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Targets as rows of this part, 0 where they are another rank's, and which are this one's."""
+        mine = (targets >= self.start) & (targets < self.start + size)
+        return torch.where(mine, targets - self.start, 0), mine
+
+    def merged(self, normalisers: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Log normalisers (S,) and targets' logits (S,) over the whole vocabulary, from those of each part."""
+        pair = torch.stack([normalisers, target_logits])
+        parts = [torch.empty_like(pair) for _ in range(self.group.size())]
+        dist.all_gather(parts, pair, group=self.group)
+        whole = torch.stack(parts)
+        return whole[:, 0].logsumexp(dim=0), whole[:, 1].sum(dim=0)
+
+
 def chunked_logprobs(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
     transform: LogitTransform = PLAIN,
+    part: VocabularyPart | None = None,
     *,
     chunk_bytes: int = CHUNK_BYTES,
     keep_bytes: int = KEEP_BYTES,
 ) -> Tensor:
-    """float32 (S,): log p(target), as `naive_logprobs`, in chunks (float64 where `hidden` is float64)."""
+    """float32 (S,): log p(target), as `naive_logprobs`, in chunks (float64 where `hidden` is float64).
+
+    With `part`, `weight` and `bias` are this rank's rows of the head; two numbers per token are exchanged, no logits.
+    """
     row_bytes = weight.shape[0] * torch.promote_types(hidden.dtype, torch.float32).itemsize
     chunk, keep = max(1, chunk_bytes // row_bytes), keep_bytes // row_bytes
     apply = _ChunkedLogProbs.apply
-    logprobs: Tensor = apply(hidden, weight, bias, targets, transform, chunk, keep)  # type: ignore[no-untyped-call]
+    logprobs: Tensor = apply(hidden, weight, bias, targets, transform, part, chunk, keep)  # type: ignore[no-untyped-call]
     return logprobs
 
 
@@ -75,29 +103,36 @@ class _ChunkedLogProbs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         transform: LogitTransform,
+        part: VocabularyPart | None,
         chunk: int,
         keep: int,
     ) -> Tensor:
         """(S,)."""
         train = any(ctx.needs_input_grad[:3])  # type: ignore[attr-defined]
-        logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        normalisers = torch.empty_like(logprobs)
+        target_logits = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        normalisers = torch.empty_like(target_logits)
+        mine: Tensor | None = None
+        if part is not None:
+            targets, mine = part.local(targets, len(weight))
         kept: list[Tensor] = []
         for rows in _chunks(len(hidden), chunk):
             logits = _logits(hidden[rows], weight, bias, transform)
-            target_logits = logits.gather(1, targets[rows, None])[:, 0]
+            target_logits[rows] = logits.gather(1, targets[rows, None])[:, 0]
             normalisers[rows] = _softmax_(logits)
-            logprobs[rows] = target_logits - normalisers[rows]
             if train and transform == PLAIN and rows.stop <= keep:
                 kept.append(logits)
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, *kept)  # type: ignore[arg-type]  # None is fine
-        ctx.transform, ctx.chunk = transform, chunk  # type: ignore[attr-defined]
-        return logprobs
+        share: Tensor | None = None
+        if part is not None and mine is not None:
+            whole, target_logits = part.merged(normalisers, torch.where(mine, target_logits, 0.0))
+            share, normalisers = (normalisers - whole).exp(), whole
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, mine, share, *kept)  # type: ignore[arg-type]  # None is fine
+        ctx.transform, ctx.chunk, ctx.part = transform, chunk, part  # type: ignore[attr-defined]
+        return target_logits - normalisers
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden, weight and bias: d log p / d logits is onehot(target) - p, here the negated `error`."""
-        hidden, weight, bias, targets, normalisers, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, bias, targets, normalisers, mine, share, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
         dhidden = torch.empty_like(hidden) if needs_hidden else None
         dweight = torch.empty_like(weight) if needs_weight else None
@@ -105,10 +140,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
         for index, rows in enumerate(_chunks(len(hidden), ctx.chunk)):  # type: ignore[attr-defined]
             if index < len(kept):
                 error, slope = kept[index], None
+                if share is not None:  # of this part's probabilities in the whole vocabulary's
+                    error.mul_(share[rows, None])
             else:
                 error, slope = _logits_and_slope(hidden[rows], weight, bias, ctx.transform)  # type: ignore[attr-defined]
                 error.sub_(normalisers[rows, None]).exp_()
-            error.scatter_add_(1, targets[rows, None], error.new_full((1, 1), -1.0).expand(len(error), 1))
+            ones = error.new_ones(len(error)) if mine is None else mine[rows].to(error.dtype)
+            error.scatter_add_(1, targets[rows, None], -ones[:, None])
             if slope is not None:
                 error.mul_(slope)
             error = error.to(hidden.dtype)
@@ -123,7 +161,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
                     dweight.addmm_(error.T, scaled)
             if dbias is not None:
                 dbias.add_((error * minus).sum(0))
-        return dhidden, dweight, dbias, None, None, None, None
+        if dhidden is not None and ctx.part is not None:  # type: ignore[attr-defined]
+            dist.all_reduce(dhidden, group=ctx.part.group)  # type: ignore[attr-defined]
+        return dhidden, dweight, dbias, None, None, None, None, None
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

@@ -20,11 +20,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.models.auto.auto_factory import _get_model_class
 
-from dpolish.errors import ModelError
+from dpolish.errors import InputError, ModelError
 from dpolish.model import attention
 from dpolish.model.head import LogitTransform
 from dpolish.model.norms import fuse_norms
+from dpolish.parallel.apply import Spread, spread
+from dpolish.parallel.tensor import local
 
 _NOISE = re.compile(r"dropout|_pdrop$|layerdrop|jitter_noise|drop_path")
 """Configuration fields that make a forward pass random."""
@@ -60,11 +64,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
-def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """The model in `dtype` on `device`, with dropout off everywhere and our attention function where it can be placed.
+def load_model(path: str, how: Spread) -> LoadedModel:
+    """The model spread over the ranks, with dropout off everywhere and our attention function where it can be placed.
 
-    Raises ModelError for missing or misshapen tensors and for non-finite weights: nothing is ever initialised at
-    random.
+    On many ranks each reads its own part of every tensor: none ever holds the whole model. There weights stay float32
+    and FSDP computes in `how.dtype`; on one the model itself has that dtype. Raises ModelError for missing or misshapen
+    tensors and for non-finite weights, ConfigError for a model that cannot be spread as asked: nothing is ever
+    initialised at random.
     """
     config = load_config(path)
     if getattr(config, "quantization_config", None) is not None:
@@ -72,7 +78,7 @@ def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedMod
     silenced = silence(config)
     attention.register()
     with _explained(path, "the weights"):
-        model, info = _from_pretrained(path, config, torch.promote_types(dtype, torch.float32))
+        model, info = _from_pretrained(path, config, torch.promote_types(how.dtype, torch.float32), how)
     faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
     faults += [f"{name} has another shape than the configuration says" for name, *_ in sorted(info["mismatched_keys"])]
     if faults:
@@ -84,20 +90,27 @@ def load_model(path: str, dtype: torch.dtype, device: torch.device) -> LoadedMod
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    model.to(device)  # type: ignore[arg-type]  # its stub takes no device
     masters = None
-    if dtype != model.dtype:
-        masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        model.to(dtype)  # type: ignore[arg-type]
-    fuse_norms(model)
+    if how.mesh.size == 1:
+        model.to(how.mesh.device)  # type: ignore[arg-type]  # its stub takes no device
+        if how.dtype != model.dtype:
+            masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+            model.to(how.dtype)  # type: ignore[arg-type]
+    if how.dtype == torch.float32:
+        fuse_norms(model)
     return LoadedModel(model, masters, silenced, tuple(sorted(info["unexpected_keys"])))
 
 
 def _from_pretrained(
-    path: str, config: PreTrainedConfig, dtype: torch.dtype
+    path: str, config: PreTrainedConfig, dtype: torch.dtype, how: Spread
 ) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
     """The model, and which tensors were missing, misshapen or without a place."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    many = how.mesh.size > 1
+    architecture: Any = AutoModelForCausalLM
+    if many:
+        found = _get_model_class(config, AutoModelForCausalLM._model_mapping)  # type: ignore[no-untyped-call]
+        architecture = _spreading(found, how)
+    model, info = architecture.from_pretrained(
         path,
         config=config,
         dtype=dtype,
@@ -105,9 +118,41 @@ def _from_pretrained(
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # they are named in the answer, not in an error that points to a log
         output_loading_info=True,
+        **({"distributed_config": DistributedConfig()} if many else {}),
     )
-    model, info = loaded
+    if many:
+        del model.config.distributed_config
+    else:
+        spread(model, how)
     return model, info
+
+
+def _spreading(architecture: type[PreTrainedModel], how: Spread) -> type[PreTrainedModel]:
+    """The architecture, spread over the ranks where transformers would do that itself: before the weights are read."""
+
+    class NoMesh:
+        """What transformers asks for its own meshes; `spread` has its own."""
+
+        def get_mesh(self, dims: object) -> None:
+            del dims
+
+    def prepare_distribute_model(config: object, device_map: object = None) -> tuple[object, torch.device, NoMesh]:
+        del device_map
+        return config, torch.device("cpu") if how.offload else how.mesh.device, NoMesh()
+
+    def maybe_distribute_model(model: PreTrainedModel, *_: object) -> PreTrainedModel:
+        spread(model, how)
+        return model
+
+    return type(
+        architecture.__name__,
+        (architecture,),
+        {
+            "__module__": architecture.__module__,
+            "prepare_distribute_model": staticmethod(prepare_distribute_model),
+            "maybe_distribute_model": staticmethod(maybe_distribute_model),
+        },
+    )
 
 
 def silence(config: PreTrainedConfig) -> dict[str, float]:
@@ -152,8 +197,9 @@ def logit_transform(config: PreTrainedConfig) -> LogitTransform:
 
 def _require_finite(model: PreTrainedModel, path: str) -> None:
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            count = int((~torch.isfinite(parameter)).sum())
+        part = local(parameter)
+        if not torch.isfinite(part).all():
+            count = int((~torch.isfinite(part)).sum())
             raise ModelError(
                 f"{path}: {name} holds {count} non-finite numbers (NaN or Inf); "
                 "the checkpoint is broken, take an earlier one"
@@ -173,7 +219,7 @@ class _explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._quiet.__exit__(None, None, None)
-        if error is None or not isinstance(error, Exception):
+        if error is None or not isinstance(error, Exception) or isinstance(error, InputError):
             return
         raise ModelError(f"{self.path}: cannot read {self.part}: {_reason(self.path, error)}") from error
 

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dpolish.model.attention import ATTENTION_NAME, Geometry, use_geometry
-from dpolish.model.head import LogitTransform, chunked_logprobs
+from dpolish.model.head import LogitTransform, VocabularyPart, chunked_logprobs
+from dpolish.parallel.apply import within
+from dpolish.parallel.mesh import Mesh
+from dpolish.parallel.tensor import local, vocabulary_range
 from dpolish.tensors import CompletionLogProbs, PackedBatch
 
 STOCK = "stock"
@@ -27,6 +30,14 @@ class Policy:
     backend: str
     """An attention backend of ours, or STOCK."""
     transform: LogitTransform
+    dtype: torch.dtype
+    """What it computes in; FSDP keeps the weights themselves in float32."""
+    mesh: Mesh
+
+    @property
+    def name(self) -> str:
+        """The architecture; FSDP gives the class a name of its own."""
+        return type(self.model).__name__.removeprefix("FSDP")
 
     @property
     def backbone(self) -> nn.Module:
@@ -43,8 +54,16 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.model.parameters()).device
+        """Where it computes."""
+        return self.mesh.device
+
+    @property
+    def vocabulary_part(self) -> VocabularyPart | None:
+        """The rows of the head that are here, under tensor parallelism."""
+        if self.mesh.tensor is None:
+            return None
+        start, _ = vocabulary_range(self.head.out_features, self.mesh.tensor)
+        return VocabularyPart(start, self.mesh.tensor.get_group())
 
 
 @contextmanager
@@ -64,10 +83,14 @@ def completion_logprobs(policy: Policy, batch: PackedBatch) -> CompletionLogProb
 
 
 def token_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
-    """float32 (S,): log-probability of every scored token, completions in order."""
+    """float32 (S,): log-probability of every scored token, completions in order. Every rank calls it together."""
+    return within(policy.model, _token_logprobs, policy, batch)
+
+
+def _token_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
     hidden = hidden_states(policy, batch).index_select(0, batch.score_at)
-    head = policy.head
-    return chunked_logprobs(hidden, head.weight, head.bias, batch.targets, policy.transform)
+    weight, bias = local(policy.head.weight), local(policy.head.bias)
+    return chunked_logprobs(hidden, weight, bias, batch.targets, policy.transform, policy.vocabulary_part)
 
 
 def hidden_states(policy: Policy, batch: PackedBatch) -> Tensor:

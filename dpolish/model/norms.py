@@ -7,6 +7,7 @@ keep it twice. Here it is kept once. A module is replaced only if its own forwar
 weights and modules stay as they are.
 """
 
+import copy
 from functools import partial
 
 import torch
@@ -28,7 +29,7 @@ def fuse_norms(model: PreTrainedModel) -> int:
             continue
         if not isinstance(weight, nn.Parameter) or weight.dtype != torch.float32 or weight.device.type != "cpu":
             continue
-        offset = _offset(module, weight, epsilon)
+        offset = _offset(module, epsilon)
         if offset is not None:
             module.forward = partial(rms_norm, module, epsilon, offset)
             fused += 1
@@ -36,12 +37,18 @@ def fuse_norms(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def _offset(module: nn.Module, weight: Tensor, epsilon: float) -> float | None:
-    """The offset with which `rms_norm` is what the module computes; None where neither is."""
-    probe = torch.linspace(-2.0, 3.0, 3 * len(weight), dtype=weight.dtype).view(3, -1).sin()
-    want: Tensor = module(probe)
+def _offset(module: nn.Module, epsilon: float) -> float | None:
+    """The offset with which `rms_norm` is what the module computes; None where neither is.
+
+    Tried on a copy with a weight of its own: the module's may be spread over ranks.
+    """
+    own = copy.copy(module)
+    size = len(module.weight)  # type: ignore[arg-type]
+    own._parameters = {**module._parameters, "weight": nn.Parameter(torch.linspace(-1.0, 1.5, size).cos())}
+    probe = torch.linspace(-2.0, 3.0, 3 * size).view(3, -1).sin()
+    want: Tensor = own.forward(probe)
     for offset in _OFFSETS:
-        if torch.allclose(rms_norm(module, epsilon, offset, probe), want, rtol=2e-6, atol=2e-6):
+        if torch.allclose(rms_norm(own, epsilon, offset, probe), want, rtol=2e-6, atol=2e-6):
             return offset
     return None
 

@@ -43,7 +43,7 @@ def verified(
     under `on` it is refused. Raises ModelError.
     """
     probe = probe_examples(examples, policy)
-    name = type(policy.model).__name__
+    name = policy.name
     finding = examine(policy, packing, probe)
     if finding.sound:
         return (
@@ -118,9 +118,10 @@ def examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Findi
     policy.model.train()
     try:
         with torch.no_grad():
-            return _examine(policy, packing, probe)
+            finding = _examine(policy, packing, probe)
     finally:
         policy.model.train(training)
+    return Finding(next(filter(None, policy.mesh.gathered(finding.reason)), None))  # what one rank finds holds for all
 
 
 def _examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Finding:
@@ -138,12 +139,12 @@ def _examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Find
     if policy.backend != STOCK and geometry.calls != layers:
         return Finding(f"only {geometry.calls} of {layers} layers call the attention function")
     again, _ = _run(policy, packing, probe)
-    if not (ours - again).abs().max() <= TOLERANCES[policy.model.dtype] / 10:
+    if not (ours - again).abs().max() <= TOLERANCES[policy.dtype] / 10:
         return Finding(
             f"two equal forward passes differ by {(ours - again).abs().max():.1e}: something in the model is random"
         )
     truth = true_logprobs(policy, probe)
-    tolerance = TOLERANCES[policy.model.dtype]
+    tolerance = TOLERANCES[policy.dtype]
     difference = (ours - truth).abs() / (1 + truth.abs())
     if not difference.mean() < tolerance:
         return Finding(
@@ -172,6 +173,7 @@ def true_logprobs(policy: Policy, examples: Sequence[Example]) -> Tensor:
 
 def _true_row(policy: Policy, example: Example, completion: Completion) -> Tensor:
     tokens = np.concatenate([example.prompt, completion.tokens]).astype(np.int64)
+    tokens = np.pad(tokens, (0, -len(tokens) % policy.mesh.layout.tensor))  # behind the row, where nothing looks
     row = torch.from_numpy(tokens)[None].to(policy.device)
     logits: Tensor = policy.model(input_ids=row, use_cache=False).logits[0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -185,7 +187,7 @@ def _perturbed(policy: Policy, packing: Packing, probe: Sequence[Example], ours:
     vocabulary = len(policy.head.weight)
     counts = [len(completion.scored) for completion in example.completions]
     before = torch.split(ours[: sum(counts)], counts)
-    tolerance = TOLERANCES[policy.model.dtype] / 10
+    tolerance = TOLERANCES[policy.dtype] / 10
     first = example.completions[0]
     changed = replace(first, tokens=_changed(first.tokens, 0, vocabulary))
     after = _run(policy, packing, [replace(example, completions=(changed, *example.completions[1:])), *probe[1:]])[0]

@@ -35,68 +35,94 @@ def missing(examples: Sequence[Example], cache: ReferenceCache) -> npt.NDArray[n
     """Indices of the examples with a completion that is not stored."""
     if not examples:
         return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(np.isnan(cache.lookup(examples)).any(axis=1))
+    return unknown(cache.lookup(examples))
+
+
+def unknown(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Indices of the rows with a NaN: a completion whose score is not known."""
+    return np.flatnonzero(np.isnan(logprobs).any(axis=1))
 
 
 def score(
     policy: Policy,
     examples: Sequence[Example],
     packing: Packing,
-    cache: ReferenceCache,
+    cache: ReferenceCache | None,
     where: Sequence[str],
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> Reference:
-    """Log-probabilities of all examples; those not in `cache` are computed and stored.
+    """Log-probabilities of all examples; those not in `cache` are computed, by all ranks together, and stored.
 
-    `progress(label, total)` opens a display that is told of rows done.
-    Runs the policy as it stands, which at the start is the reference. Raises RunError for a non-finite score.
+    The first rank has the cache and tells the others what is in it; they have None. `progress(label, total)` opens a
+    display that is told of rows done. Runs the policy as it stands, which at the start is the reference. Raises
+    RunError for a non-finite score.
     """
-    todo = missing(examples, cache)
+    logprobs = policy.mesh.from_first(None if cache is None else cache.lookup(examples))
+    assert logprobs is not None
+    todo = unknown(logprobs) if len(examples) else np.empty(0, dtype=np.int64)
     todo = todo[np.argsort([-examples[index].num_tokens for index in todo], kind="stable")]  # what is long fails first
     if len(todo):
+        store = _Segments(cache, examples, logprobs)
         with progress("scoring the reference", len(todo)) as advance:
-            _fill(policy, examples, todo, packing, cache, where, advance)
-    return Reference(cache.lookup(examples), len(examples) - len(todo), len(todo))
+            for first in range(0, len(todo), _BLOCK * policy.mesh.data_size):
+                block = todo[first : first + _BLOCK * policy.mesh.data_size]
+                for rows, values in _score_block(policy, examples, block, packing):
+                    for row, row_values in zip(rows, values, strict=True):
+                        if not np.isfinite(row_values).all():
+                            raise RunError(
+                                f"{where[row]}: the reference gives this row a non-finite log-probability; "
+                                "check the model"
+                            )
+                    store.add(rows, values)
+                    advance(len(rows))
+        store.flush()
+    return Reference(logprobs, len(examples) - len(todo), len(todo))
 
 
-def _fill(
-    policy: Policy,
-    examples: Sequence[Example],
-    todo: npt.NDArray[np.int64],
-    packing: Packing,
-    cache: ReferenceCache,
-    where: Sequence[str],
-    advance: Callable[[int], None],
-) -> None:
-    """Score the rows of `todo` and store them in segments."""
-    pending: list[int] = []
-    scores: list[npt.NDArray[np.float32]] = []
-    stored = time.monotonic()
-    for rows in _micro_batches(examples, todo, packing):
-        values = _score_batch(policy, [examples[row] for row in rows], packing)
-        for row, row_values in zip(rows, values, strict=True):
-            if not np.isfinite(row_values).all():
-                raise RunError(
-                    f"{where[row]}: the reference gives this row a non-finite log-probability; check the model"
-                )
-        pending.extend(int(row) for row in rows)
-        scores.append(values)
-        advance(len(rows))
-        if time.monotonic() - stored > SEGMENT_SECONDS:
-            cache.add([examples[row] for row in pending], np.concatenate(scores))
-            pending, scores, stored = [], [], time.monotonic()
-    if pending:
-        cache.add([examples[row] for row in pending], np.concatenate(scores))
+class _Segments:
+    """Scores as they come: known to this rank at once, stored by the first one every so often."""
+
+    def __init__(
+        self, cache: ReferenceCache | None, examples: Sequence[Example], logprobs: npt.NDArray[np.float32]
+    ) -> None:
+        self._cache, self._examples, self._logprobs = cache, examples, logprobs
+        self._pending: list[int] = []
+        self._stored = time.monotonic()
+
+    def add(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        """Note the scores of some rows."""
+        self._logprobs[rows] = values
+        self._pending.extend(rows.tolist())
+        if time.monotonic() - self._stored > SEGMENT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Store what is not stored yet."""
+        if self._cache is not None and self._pending:
+            self._cache.add([self._examples[row] for row in self._pending], self._logprobs[self._pending])
+        self._pending, self._stored = [], time.monotonic()
 
 
-def _micro_batches(
-    examples: Sequence[Example], todo: npt.NDArray[np.int64], packing: Packing
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows of `todo`, a micro-batch at a time; packed in blocks, for packing all at once takes quadratic time."""
-    for first in range(0, len(todo), _BLOCK):
-        block = todo[first : first + _BLOCK]
+def _score_block(
+    policy: Policy, examples: Sequence[Example], block: npt.NDArray[np.int64], packing: Packing
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """(rows, their scores) of a block, on every rank alike: a micro-batch at a time, or on many ranks all at once.
+
+    Packed in blocks, for packing all at once takes quadratic time.
+    """
+    if policy.mesh.data_size == 1:
         for part in packing.split([examples[index] for index in block]):
-            yield block[part]
+            yield block[part], _score_batch(policy, [examples[row] for row in block[part]], packing)
+        return
+    dealt = packing.deal([examples[index] for index in block], policy.mesh.data_size)
+    scores = np.zeros((len(block), len(examples[block[0]].completions)), dtype=np.float32)
+    mine = dealt[policy.mesh.data_rank]
+    for index in range(max(len(batches) for batches in dealt)):
+        part = mine[index] if index < len(mine) else [len(block) - 1]  # the shortest, for company's sake
+        values = _score_batch(policy, [examples[row] for row in block[part]], packing)
+        if index < len(mine) and policy.mesh.tensor_rank == 0:
+            scores[part] = values
+    yield block, policy.mesh.sum(torch.from_numpy(scores)).numpy()
 
 
 @torch.no_grad()

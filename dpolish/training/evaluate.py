@@ -3,9 +3,10 @@
 import torch
 
 from dpolish.model.logprobs import attending, completion_logprobs
+from dpolish.parallel.watch import tick
 from dpolish.tensors import StepMetrics
 from dpolish.training.state import Run
-from dpolish.training.step import at_reference
+from dpolish.training.step import at_reference, over_ranks
 
 
 @torch.no_grad()
@@ -15,11 +16,13 @@ def evaluate(run: Run, step: int) -> StepMetrics:
     metrics = StepMetrics.zero()
     run.policy.model.train(False)
     for group in run.validation.validation_groups(run.plan.validation_batches):
-        for batch in (batch.to(run.policy.device) for batch in group.batches):
+        for batch, counts, _ in group.passes:
+            batch = batch.to(run.policy.device)
             with attending(run.policy, batch):
                 logprobs = completion_logprobs(run.policy, batch)
                 if run.validation.reference is not None and not run.plan.moved_by(step):
-                    batch = at_reference(logprobs, batch, run.policy.model.dtype)
+                    batch = at_reference(logprobs, batch, run.policy.dtype)
                 _, values = run.objective(logprobs, batch)
-            metrics += StepMetrics.of(values)
-    return metrics
+            metrics += StepMetrics.of(values, counted=counts)
+            tick()
+    return over_ranks(run.policy.mesh, metrics)[0]

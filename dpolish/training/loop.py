@@ -47,9 +47,8 @@ def require_finite(metrics: Mapping[str, float], step: int) -> None:
 
 def _pace(run: Run, group: BatchGroup, seconds: float) -> dict[str, float]:
     """How fast a step was; tokens are those computed, a shared prompt once."""
-    tokens = sum(batch.num_tokens for batch in group.batches)
     return {
         "step_time": seconds,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": group.num_tokens / seconds,
         f"{run.objective.unit}_per_second": group.num_examples / seconds,
     }

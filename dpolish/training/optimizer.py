@@ -3,18 +3,25 @@
     float32 model     weights are the model's own parameters
     bfloat16 model    weights are float32 masters. When a backward pass has completed a parameter's gradient, it is
                       added to its master's in float32 and freed; after the update the masters are rounded back.
+    many ranks        weights are this rank's parts of the parameters, float32, as plain tensors: the arithmetic is
+                      elementwise, so that it does not matter how they are spread. Only the norm is everybody's.
 
 A weight is decayed unless it is a bias or has one dimension (norms), as in NeMo. Frozen parameters are left out, tied
 ones count once.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from dpolish.errors import RunError
+from dpolish.parallel.mesh import Mesh
+from dpolish.parallel.tensor import local
 from dpolish.registry import Registry
 
 BuildOptimizer = Callable[..., torch.optim.Optimizer]
@@ -24,7 +31,7 @@ OPTIMIZERS: Registry[BuildOptimizer] = Registry("optimizer")
 
 
 class Optimizer:
-    """A model's weights and how they move: `step` clips, updates and returns the gradient norm."""
+    """A model's weights and how they move: `gradient_share`, summed over all ranks, is the squared norm for `step`."""
 
     def __init__(
         self,
@@ -36,25 +43,46 @@ class Optimizer:
         weight_decay: float,
         max_norm: float | None,
         initial: Mapping[str, Tensor] | None = None,
+        mesh: Mesh | None = None,
+        partial: Collection[str] = (),
     ) -> None:
-        """`max_norm` 0 or None does not clip; `initial` are float32 values, by name, for masters to start from."""
-        self.masters = MasterWeights(model, initial or {})
+        """`max_norm` 0 or None does not clip; `initial` are float32 values, by name, for masters to start from.
+
+        `partial` are parameters of which each tensor-parallel rank has a part of the gradient.
+        """
+        self.masters = MasterWeights(model, initial or {}, 1 if mesh is None else mesh.size)
+        self._partial = [weight for name, weight in self.masters.weights.items() if name in partial]
+        self._tensor = None if mesh is None else mesh.tensor
         self.max_norm = max_norm
         # One fused kernel per weight takes a fifth of the time on a CPU; other devices may not have it.
         fused = all(weight.device.type in ("cpu", "cuda") for weight in self.masters.weights.values())
         groups = parameter_groups(self.masters.weights, weight_decay)
         self.inner = OPTIMIZERS[name](groups, betas=betas, eps=eps, fused=fused)
 
-    def step(self, lr: float) -> float:
-        """Update every weight at the rate `lr`; the gradient norm before clipping, which must be finite."""
-        norm = clip_gradients(self.masters.weights.values(), self.max_norm)
+    def gradient_share(self) -> Tensor:
+        """float64 (): this rank's share of the squared norm of all gradients. Call it once, behind all backwards."""
+        self.masters.take_gradients()
+        if self._partial and self._tensor is not None:
+            _sum_over(self._tensor, [weight.grad for weight in self._partial if weight.grad is not None])
+        shares = [
+            gradient_norm([weight.grad]).double().square() / self.masters.copies[name]
+            for name, weight in self.masters.weights.items()
+            if weight.grad is not None
+        ]
+        return torch.stack(shares).sum() if shares else torch.zeros((), dtype=torch.float64)
+
+    def step(self, lr: float, norm: float) -> None:
+        """Update every weight at the rate `lr`, with gradients scaled down where their `norm` is beyond `max_norm`.
+
+        Raises RunError, and updates nothing, for a norm that is not finite.
+        """
         if not math.isfinite(norm):
             raise RunError(_not_finite(self.masters.weights, norm))
+        clip_gradients(self.masters.weights.values(), self.max_norm, norm)
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()
         self.masters.after_step()
-        return norm
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -67,12 +95,20 @@ class MasterWeights:
     A bfloat16 weight near 1 cannot take an update smaller than 2^-8: the masters are where such updates add up.
     """
 
-    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor], ranks: int = 1) -> None:
         """Make masters from `initial` (the checkpoint before rounding) where it has the name, else from the model."""
         self.weights: dict[str, nn.Parameter] = {}
+        self.copies: dict[str, int] = {}
+        """How many ranks have the same part of each weight."""
         self._rounded: list[tuple[Tensor, nn.Parameter]] = []
+        self._parts: list[tuple[DTensor, nn.Parameter]] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
+                continue
+            self.copies[name] = copies(parameter, ranks)
+            if isinstance(parameter, DTensor):
+                self.weights[name] = nn.Parameter(parameter.to_local().detach())  # the same memory
+                self._parts.append((parameter, self.weights[name]))
                 continue
             if parameter.dtype.itemsize >= 4:
                 self.weights[name] = parameter
@@ -82,6 +118,13 @@ class MasterWeights:
             self.weights[name] = master
             self._rounded.append((parameter, master))
         self.after_step()
+
+    def take_gradients(self) -> None:
+        """Move the gradients of parameters that are spread over ranks to this rank's parts."""
+        for parameter, part in self._parts:
+            gradient = parameter.grad
+            part.grad = None if gradient is None else local(gradient)
+            parameter.grad = None
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -114,14 +157,29 @@ def adamw(
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
 
 
-def clip_gradients(weights: Iterable[Tensor], max_norm: float | None) -> float:
-    """The norm of all gradients together, which are then scaled down to `max_norm` if beyond it; 0 or None: never."""
-    trained = [weight for weight in weights if weight.grad is not None]
-    norm = gradient_norm([weight.grad for weight in trained if weight.grad is not None])
+def copies(parameter: nn.Parameter, ranks: int) -> int:
+    """How many of so many ranks have the same part of a parameter: all of them, if it is not spread."""
+    if not isinstance(parameter, DTensor):
+        return ranks
+    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    return ranks // math.prod(size for size, placement in sizes if not placement.is_replicate())
+
+
+def _sum_over(mesh: DeviceMesh, gradients: Sequence[Tensor]) -> None:
+    """Sum gradients over a mesh, in place, in one collective."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat, group=mesh.get_group())
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, whole in zip(gradients, parts, strict=True):
+        gradient.copy_(whole.view_as(gradient))
+
+
+def clip_gradients(weights: Iterable[Tensor], max_norm: float | None, norm: float) -> None:
+    """Scale gradients, whose norm is `norm`, down to `max_norm` if that is beyond it; 0 or None: never."""
     # torch's own rule; its pass over the gradients is left out where it would multiply by 1.
     if max_norm and norm + 1e-6 > max_norm:
-        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
-    return norm.item()
+        trained = [weight for weight in weights if weight.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, torch.tensor(norm))
 
 
 @torch.no_grad()

@@ -1,12 +1,17 @@
 """One optimizer step."""
 
+import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from dpolish.data.loader import BatchGroup
 from dpolish.errors import RunError
 from dpolish.model.logprobs import attending, completion_logprobs
+from dpolish.parallel.apply import before_backward
+from dpolish.parallel.mesh import Mesh
+from dpolish.parallel.watch import tick
 from dpolish.tensors import CompletionLogProbs, PackedBatch, StepMetrics
 from dpolish.training.state import Run
 
@@ -23,22 +28,39 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
     metrics = StepMetrics.zero()
     denominator = run.objective.denominator(group.num_examples, group.num_scored)
     run.policy.model.train()
-    for batch in (batch.to(run.policy.device) for batch in group.batches):
+    mesh = run.policy.mesh
+    for batch, counts, last in group.passes:
+        batch = batch.to(mesh.device)
+        before_backward(run.policy.model, last=last, layout_shards=mesh.layout.shard)
         with attending(run.policy, batch):
             logprobs = completion_logprobs(run.policy, batch)
             if run.data.reference is not None and not run.plan.moved_by(step):
-                batch = at_reference(logprobs, batch, run.policy.model.dtype)
+                batch = at_reference(logprobs, batch, run.policy.dtype)
             losses, values = run.objective(logprobs, batch)
-            (losses.sum() / denominator).backward()  # type: ignore[no-untyped-call]
-        metrics += StepMetrics.of(values)
+            weight = mesh.data_size if counts else 0  # FSDP averages gradients over data-parallel ranks: undo it
+            (losses.sum() * weight / denominator).backward()  # type: ignore[no-untyped-call]
+        metrics += StepMetrics.of(values, counted=counts)
+        tick()
+    metrics, squared_norm = over_ranks(mesh, metrics, run.optimizer.gradient_share())
+    grad_norm = math.sqrt(squared_norm)
     try:
-        grad_norm = run.optimizer.step(run.plan.schedule.lr_at(step))
+        run.optimizer.step(run.plan.schedule.lr_at(step), grad_norm)
     except RunError as error:
         rows = ", ".join(run.where[row] for row in group.rows[:8])
         more = " …" if len(group.rows) > 8 else ""
         raise RunError(f"step {step + 1}: {error}\n  Rows of this batch: {rows}{more}") from error
     run.optimizer.zero_grad()
     return metrics, grad_norm
+
+
+def over_ranks(mesh: Mesh, metrics: StepMetrics, share: Tensor | None = None) -> tuple[StepMetrics, float]:
+    """Metric sums over all ranks, and the sum of a further number of each, in one collective."""
+    names = sorted(metrics.sums)
+    counted = 1.0 if mesh.tensor_rank == 0 else 0.0  # ranks that share weight matrices have the same rows
+    own = torch.stack([*(metrics.sums[name].cpu() for name in names), torch.tensor(metrics.count, dtype=torch.float64)])
+    extra = torch.zeros(1, dtype=torch.float64) if share is None else share.detach().cpu().reshape(1)
+    *sums, count, total = mesh.sum(torch.cat([own * counted, extra]))
+    return StepMetrics(dict(zip(names, sums, strict=True)), round(float(count))), float(total)
 
 
 def at_reference(logprobs: CompletionLogProbs, batch: PackedBatch, dtype: torch.dtype) -> PackedBatch:

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dpolish.checkpoint.model_folder import save_model
 from dpolish.errors import RunError
-from dpolish.model.load import load_model
-from tests import models
+from tests import models, one_rank
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("name", ["gpt2", "smollm", "starcoder2"])
 def test_what_is_saved_is_what_was_trained(tmp_path: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     models.build(name).save_pretrained(tmp_path / "source")
-    loaded = load_model(str(tmp_path / "source"), torch.float32, torch.device("cpu"))
+    loaded = one_rank.load(tmp_path / "source")
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             parameter.add_(0.01)

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 
 from dpolish.data.pack import Packing, collate
 from dpolish.errors import ModelError
-from dpolish.model.load import load_model, logit_transform
 from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
 from dpolish.model.verify import on_stock_attention, verified
 from dpolish.tensors import Example, Span
-from tests import models
+from tests import models, one_rank
 from tests.examples import random_examples
 
 SHARED = Packing(shared=True, token_budget=10_000, micro_batch_size=1)
@@ -43,10 +42,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
             models.build(name).save_pretrained(folders[name])
-        model = load_model(str(folders[name]), dtype, torch.device("cpu")).model.train()
+        model = one_rank.load(folders[name], dtype).model.train()
         if dtype == torch.float64 and name in ("mixtral", "qwen3_moe", "gpt_oss"):
             model.set_experts_implementation("eager")  # the grouped product of torch takes no float64
-        return Policy(model, "segments", logit_transform(model.config))
+        return one_rank.policy_of(model)
 
     return load
 

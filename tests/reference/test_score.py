@@ -11,7 +11,6 @@ import torch
 
 from dpolish.data.pack import Packing, collate
 from dpolish.errors import RunError
-from dpolish.model.load import load_model, logit_transform
 from dpolish.model.logprobs import STOCK, Policy, attending, completion_logprobs
 from dpolish.model.verify import on_stock_attention
 from dpolish.reference import score as scoring
@@ -19,6 +18,7 @@ from dpolish.reference.cache import Identity, ReferenceCache
 from dpolish.reference.score import missing, score
 from dpolish.tensors import Example
 from dpolish.training.step import require_reference
+from tests import one_rank
 from tests.examples import random_examples
 from tests.tiny import Setup
 
@@ -33,8 +33,8 @@ PACKINGS = {
 
 @pytest.fixture(scope="module")
 def policy(setup: Setup) -> Policy:
-    model = load_model(str(setup.model), torch.float32, torch.device("cpu")).model.train(False)
-    return Policy(model, "segments", logit_transform(model.config))
+    model = one_rank.load(setup.model).model.train(False)
+    return one_rank.policy_of(model)
 
 
 class Told:
@@ -125,8 +125,8 @@ def test_scores_are_those_of_every_other_packing(policy: Policy, under: str) -> 
 
 def test_stock_attention_agrees(setup: Setup) -> None:
     """The plain path of models that ours cannot serve gives the same numbers, padded row by padded row."""
-    model = load_model(str(setup.model), torch.float32, torch.device("cpu")).model.train(False)
-    ours = Policy(model, "segments", logit_transform(model.config))
+    model = one_rank.load(setup.model).model.train(False)
+    ours = one_rank.policy_of(model)
     examples = random_examples(9)
     expected = run(ours, examples, store(None), Told()).logprobs
     plain = on_stock_attention(ours)
@@ -143,7 +143,7 @@ def test_an_interrupted_pass_keeps_what_it_stored(
     with pytest.raises(KeyboardInterrupt):
         run(policy, examples, store(tmp_path), Told(fail_after=4), PACKINGS["alone"])
     resumed = run(policy, examples, store(tmp_path), Told())
-    assert (resumed.num_cached, resumed.num_scored) == (4, 8)
+    assert (resumed.num_cached, resumed.num_scored) == (5, 7)
 
 
 def test_the_longest_row_is_scored_first(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +162,11 @@ def test_the_longest_row_is_scored_first(policy: Policy, tmp_path: Path, monkeyp
 
 
 def test_a_score_that_is_not_finite_names_its_row_and_is_not_stored(setup: Setup, tmp_path: Path) -> None:
-    model = load_model(str(setup.model), torch.float32, torch.device("cpu")).model.train(False)
+    model = one_rank.load(setup.model).model.train(False)
     examples = [example for example in random_examples(9) if example.prompt.size]
     with torch.no_grad():
         model.get_input_embeddings().weight[int(examples[2].prompt[0])] = float("inf")
-    broken = Policy(model, "segments", logit_transform(model.config))
+    broken = one_rank.policy_of(model)
     cache = store(tmp_path)
     with pytest.raises(RunError, match=r"train\.jsonl:\d+: the reference gives this row a non-finite log-probability"):
         run(broken, examples, cache, Told(), PACKINGS["alone"])

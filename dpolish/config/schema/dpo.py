@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from dpolish.config.checks import bad_splits, below, empty, later, nemo_archive, not_above, refuse
+from dpolish.config.checks import bad_splits, below, empty, later, not_above, refuse
 from dpolish.config.data_prefix import DataFiles
 from dpolish.config.schema.data import DataConfig, data_faults
 from dpolish.config.schema.metadata import IDLE_PADDING, follow
@@ -27,7 +27,7 @@ class PretrainedCheckpointConfig:
     """A Hugging Face folder or hub id. On the command line also `--model`."""
 
     def __post_init__(self) -> None:
-        refuse(restore_from_path=nemo_archive(self.restore_from_path))
+        refuse(restore_from_path=empty(self.restore_from_path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

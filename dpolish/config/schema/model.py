@@ -8,7 +8,6 @@ from dpolish.config.checks import (
     bad_ratio,
     bad_steps_or_ratio,
     below,
-    beyond_one,
     later,
     not_above,
     refuse,
@@ -144,7 +143,7 @@ class ModelConfig:
     activations_checkpoint_num_layers: int | None = None
     """Recompute this many layers only."""
     tensor_model_parallel_size: int = 1
-    """Devices that share each weight matrix."""
+    """Devices that split every weight matrix between them (tensor parallelism), and see the same rows."""
     pipeline_model_parallel_size: int = 1
     """Devices that share the layers: always 1."""
     context_parallel_size: int = 1
@@ -152,7 +151,14 @@ class ModelConfig:
     expert_model_parallel_size: int = 1
     """Devices that share the experts: always 1."""
     sequence_parallel: bool = False
-    """Shard activations along the sequence between tensor-parallel devices."""
+    """Split activations along the sequence between tensor-parallel devices; without them it does nothing."""
+    fsdp_sharding_strategy: Literal["auto", "full", "hybrid", "replicate"] = "auto"
+    """Which data-parallel devices hold one copy of the model together: all (full), those of a node (hybrid), each
+    its own (replicate); auto decides by size and memory."""
+    fsdp_cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the host's memory: slow, for models that fit no other way."""
+    torch_compile: bool = False
+    """Compile every decoder layer with torch.compile."""
     hidden_dropout: float = 0.0
     """Always 0: with dropout, DPO's policy and reference would differ before the first step; SFT has none yet."""
     attention_dropout: float = 0.0
@@ -167,6 +173,16 @@ class ModelConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
+_NO_CONTEXT = (
+    "a sequence is not spread over devices of its own here, because prompt and answers of a pair attend to each other "
+    "across all of it: set it to 1; model.sequence_parallel with model.tensor_model_parallel_size splits activations "
+    "along the sequence, model.activations_checkpoint_granularity=full recomputes them"
+)
+_NO_EXPERTS = (
+    "experts are not spread by token here: set it to 1; FSDP shards every expert over the data-parallel devices"
+)
+
+
 def model_faults(model: ModelConfig, no_dropout: str) -> dict[str, bool | str]:
     """What is wrong with the fields that every `model` has, for `refuse`."""
     pipeline = "layers are not spread over devices here: set it to 1; FSDP and tensor parallelism shard the model"
@@ -174,11 +190,10 @@ def model_faults(model: ModelConfig, no_dropout: str) -> dict[str, bool | str]:
         "seed": not 0 <= model.seed < 2**63 and f"must be 0 or more and below 2**63, got {model.seed}",
         "activations_checkpoint_num_layers": model.activations_checkpoint_num_layers is not None
         and later("recomputing some layers only is", "set it to null, every layer is recomputed"),
-        "tensor_model_parallel_size": beyond_one(model.tensor_model_parallel_size, "tensor parallelism"),
+        "tensor_model_parallel_size": below(1, model.tensor_model_parallel_size),
         "pipeline_model_parallel_size": model.pipeline_model_parallel_size != 1 and pipeline,
-        "context_parallel_size": beyond_one(model.context_parallel_size, "context parallelism"),
-        "expert_model_parallel_size": beyond_one(model.expert_model_parallel_size, "expert parallelism"),
-        "sequence_parallel": model.sequence_parallel and later("sequence parallelism is", "set it to false"),
+        "context_parallel_size": model.context_parallel_size != 1 and _NO_CONTEXT,
+        "expert_model_parallel_size": model.expert_model_parallel_size != 1 and _NO_EXPERTS,
         "hidden_dropout": model.hidden_dropout != 0 and no_dropout,
         "attention_dropout": model.attention_dropout != 0 and no_dropout,
         "ffn_dropout": model.ffn_dropout != 0 and no_dropout,

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dpolish.config.checks import (
+    bad_devices,
     bad_share_or_count,
     below,
-    beyond_one,
-    count_devices,
     empty,
     later,
     not_above,
@@ -62,7 +61,7 @@ class TrainerConfig:
     """What `trainer` holds whatever is trained; each tree adds the section of its loop."""
 
     num_nodes: int = 1
-    """Machines."""
+    """Machines, each with as many devices."""
     devices: int | Literal["auto"] | tuple[int, ...] = 1
     """Processes per machine: a number, a list of device indices, or auto (-1) for every device there is."""
     accelerator: Accelerator = "auto"
@@ -73,11 +72,14 @@ class TrainerConfig:
     """DD:HH:MM:SS; feeds exp_manager.max_time_per_run."""
     deterministic: bool | None = None
     """Equal configurations give equal bits. null is false, or true where NVTE_ALLOW_NONDETERMINISTIC_ALGO=0."""
+    hang_timeout: float = 600.0
+    """Seconds without progress on any rank, or a sign of life from one, after which a run of many ranks ends."""
 
     def __post_init__(self) -> None:
         refuse(
-            num_nodes=beyond_one(self.num_nodes, "more than one node"),
-            devices=beyond_one(count_devices(self.devices), "more than one device"),
+            num_nodes=below(1, self.num_nodes),
+            devices=bad_devices(self.devices),
+            hang_timeout=below(5, self.hang_timeout),
             max_time=self.max_time is not None and NO_TIME_LIMIT,
         )
 
@@ -128,8 +130,6 @@ class CheckpointConfig:
         refuse(
             monitor=not known and f"unknown metric {self.monitor!r}. Known: val_{', val_'.join(MONITORED)}",
             save_top_k=below(-1, self.save_top_k),
-            save_nemo_on_train_end=self.save_nemo_on_train_end
-            and later("writing .nemo is", "set it to false; the model is saved as a Hugging Face folder"),
         )
 
 

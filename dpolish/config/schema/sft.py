@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
-from dpolish.config.checks import below, empty, later, nemo_archive, refuse
+from dpolish.config.checks import below, empty, later, refuse
 from dpolish.config.data_prefix import DataSource, DataSources
 from dpolish.config.schema.data import DataConfig, data_faults
 from dpolish.config.schema.metadata import follow, inside
@@ -215,7 +215,7 @@ class SftModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         refuse(
             **model_faults(self, later("dropout is", "set it to 0")),
-            restore_from_path=nemo_archive(self.restore_from_path),
+            restore_from_path=empty(self.restore_from_path),
             micro_batch_size=below(1, self.micro_batch_size),
             global_batch_size=below(1, self.global_batch_size),
             encoder_seq_length=below(2, self.encoder_seq_length),

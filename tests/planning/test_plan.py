@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,6 +9,7 @@ from dpolish.config import DpoConfig, compose
 from dpolish.config.compose import Composed
 from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts
+from dpolish.layout import RankLayout
 from dpolish.planning import (
     DataFacts,
     Machine,
@@ -17,23 +17,12 @@ from dpolish.planning import (
     curve,
     describe,
     make_plan,
-    memory_of,
     remarks,
     sequence_length,
 )
+from tests.planning.sizes import SMALL
 
-MODEL = ModelFacts(
-    folder=Path("llama"),
-    architecture="LlamaForCausalLM",
-    num_parameters=1_000_000,
-    num_layers=10,
-    hidden_size=100,
-    intermediate_size=300,
-    key_value_size=50,
-    vocabulary_size=1000,
-    max_positions=2048,
-    varying_rope=None,
-)
+MODEL = SMALL
 TRAIN = DataFacts(rows=1000, tokens=300_000, padded_tokens=400_000, largest=900)
 VALIDATION = DataFacts(rows=100, tokens=30_000, padded_tokens=40_000, largest=700)
 CPU, GPU = Machine("cpu", 16 * 10**9), Machine("cuda", 80 * 10**9)
@@ -182,11 +171,14 @@ def test_token_budget(overrides: list[str], machine: Machine, expected: int | No
     assert plan(*overrides, machine=machine).tokens_per_micro_batch == expected
 
 
-def test_the_derived_budget_fits_into_memory() -> None:
-    """Weights, gradients and two moments are 16 MB; each token keeps (900 + 100 + 1200)·10·4 bytes, and 4000 logits."""
-    made = plan(machine=Machine("cpu", 100 * 10**6))
-    assert made.tokens_per_micro_batch == int((0.9 * 100e6 - 16e6) / (88_000 + 4_000))
-    assert made.memory.total < 100e6
+def test_the_derived_budget_is_the_largest_that_fits_into_memory() -> None:
+    machine = Machine("cpu", 200 * 10**6)
+    made = plan(machine=machine)
+    assert made.tokens_per_micro_batch is not None
+    assert TRAIN.largest < made.tokens_per_micro_batch < 2048
+    assert made.memory.total <= 200e6
+    more = plan(f"model.data.tokens_per_micro_batch={made.tokens_per_micro_batch + 1}", machine=machine)
+    assert more.memory.total > 200e6
 
 
 def test_where_nothing_fits_the_largest_is_tried() -> None:
@@ -214,30 +206,33 @@ def test_a_budget_needs_packing() -> None:
         plan("model.data.packing=false", "model.data.tokens_per_micro_batch=64")
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# --- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def test_memory_by_hand() -> None:
-    made = memory_of(config(), MODEL, "32", budget=1000, largest=900)
-    assert (made.weights, made.gradients, made.optimizer) == (4_000_000, 4_000_000, 8_000_000)
-    assert made.activations == 1000 * 10 * (9 * 100 + 2 * 50 + 4 * 300) * 4
-    assert made.head == 1000 * 1000 * 4
-    assert made.total == 16_000_000 + made.activations + made.head
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (3, "does not divide the 8 ranks of trainer.num_nodes=1 × trainer.devices=8"),
+        (8, "tensor_model_parallel_size=8 does not divide the 4 key/value heads of llama"),
+    ],
+)
+def test_tensor_parallel_sizes_that_do_not_divide_are_refused(tensor: int, reason: str) -> None:
+    machine = Machine("cuda", 80 * 10**9, 1, 8)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        plan(f"model.tensor_model_parallel_size={tensor}", machine=machine)
+    ways_out = re.findall(r"\d+", str(caught.value).rpartition(": ")[2])
+    assert "4" in ways_out
+    assert plan("model.tensor_model_parallel_size=4", machine=machine).layout.tensor == 4
 
 
-def test_memory_in_bfloat16_counts_float32_masters() -> None:
-    made = memory_of(config(), MODEL, "bf16", budget=1000, largest=900)
-    assert (made.weights, made.gradients, made.optimizer) == (2_000_000, 4_000_000, 12_000_000)
+def test_attention_heads_are_looked_at_too() -> None:
+    heads = replace(MODEL, num_heads=6, num_key_value_heads=6)
+    with pytest.raises(ConfigError, match=r"size=4 does not divide the 6 attention heads of llama\..*: 1, 2"):
+        plan("model.tensor_model_parallel_size=4", model=heads, machine=Machine("cuda", 80 * 10**9, 1, 8))
 
 
-def test_memory_follows_what_decides_it() -> None:
-    base = memory_of(config(), MODEL, "32", budget=1000, largest=900)
-    checkpointed = config("model.activations_checkpoint_granularity=full")
-    assert memory_of(checkpointed, MODEL, "32", 1000, 900).activations < base.activations / 5
-    assert memory_of(config(), MODEL, "32", 2000, 900).activations == 2 * base.activations
-    assert memory_of(config(), MODEL, "32", 500, 1000) == base, "a pair longer than the budget goes alone"
-    huge = memory_of(config(), replace(MODEL, vocabulary_size=256_000), "32", 100_000, 900)
-    assert huge.head < 10**9, "the head works in chunks"
+def test_one_rank_is_one_copy() -> None:
+    assert plan().layout == RankLayout()
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -300,6 +295,15 @@ def test_remarks_on_the_data_and_the_machine() -> None:
     assert any("GB are needed" in line and "activations_checkpoint_granularity=full" in line for line in short)
 
 
+def test_ranks_without_rows_and_a_setting_without_effect_are_remarked_on() -> None:
+    many = Machine("cuda", 80 * 10**9, num_nodes=64, devices=8)
+    assert any(
+        "512 data-parallel ranks less than a row each: 256 of them" in line for line in told(*TUTORIAL, machine=many)
+    )
+    alone = told(*TUTORIAL, "model.sequence_parallel=true")
+    assert any("sequence_parallel has no effect with model.tensor_model_parallel_size=1" in line for line in alone)
+
+
 def test_every_value_is_marked_with_where_it_comes_from() -> None:
     asked = composed("trainer.dpo.max_epochs=2", "model.data.seq_length=512")
     made = make_plan(asked.config, MODEL, TRAIN, VALIDATION, CPU, 512)
@@ -312,6 +316,8 @@ def test_every_value_is_marked_with_where_it_comes_from() -> None:
     assert rows["trainer.precision"] == ("32", "derived")
     assert rows["validation"] == ("2 batches every 1 steps and after the last", "derived")
     assert {mark for _, mark in rows.values()} <= {"default", "given", "environment", "derived"}
+    of_rows = {name for name, _, mark in describe(made, asked, assumed=True) if mark == "assumed"}
+    assert of_rows == {"training rows", "steps per epoch", "optimizer steps", "validation"}
 
 
 def test_the_curve_shows_the_ends_and_the_bend() -> None:

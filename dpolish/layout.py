@@ -1,0 +1,93 @@
+"""How ranks share the work: which of them hold a copy of the model together, and which see the same rows.
+
+    world = replicate × shard × tensor        tensor varies fastest, so that its ranks lie in one node
+
+    tensor      ranks that split every weight matrix and see the same rows (tensor parallelism)
+    shard       ranks that hold one copy of the model between them, each with rows of its own (FSDP)
+    replicate   such groups, each with a whole copy (HSDP: gradients are all-reduced between them)
+
+Read without torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dpolish.errors import ConfigError
+
+ShardingStrategy = Literal["auto", "full", "hybrid", "replicate"]
+
+REPLICATED_SHARE = 0.25
+"""`auto` gives every data-parallel rank a whole copy where its training state takes less than this of the memory."""
+STATE_BYTES = 16
+"""float32 weight, gradient and two moments of one parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankLayout:
+    """The sizes of one job's groups of ranks."""
+
+    num_nodes: int = 1
+    devices: int = 1
+    """Ranks on each node."""
+    tensor: int = 1
+    shard: int = 1
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.num_nodes * self.devices
+
+    @property
+    def data(self) -> int:
+        """Ranks, or groups of tensor-parallel ones, that have rows of their own."""
+        return self.world // self.tensor
+
+    @property
+    def replicate(self) -> int:
+        """Whole copies of the model."""
+        return self.data // self.shard
+
+    def __str__(self) -> str:
+        if self.world == 1:
+            return "1 rank"
+        nodes = f"{self.num_nodes} nodes × {self.devices}" if self.num_nodes > 1 else str(self.world)
+        copies = "1 copy" if self.replicate == 1 else f"{self.replicate} copies"
+        return f"{nodes} ranks = {copies} × {self.shard} FSDP shards × {self.tensor} tensor-parallel"
+
+
+def make_layout(
+    num_nodes: int,
+    devices: int,
+    tensor: int,
+    strategy: ShardingStrategy,
+    num_parameters: int,
+    memory: int,
+) -> RankLayout:
+    """The groups of `num_nodes × devices` ranks. `memory` is what one rank may take, in bytes.
+
+    Raises ConfigError when the tensor-parallel size does not divide them.
+    """
+    world = num_nodes * devices
+    if world % tensor:
+        fits = [size for size in range(1, world + 1) if world % size == 0]
+        raise ConfigError(
+            f"model.tensor_model_parallel_size={tensor} does not divide the {world} ranks of trainer.num_nodes="
+            f"{num_nodes} × trainer.devices={devices}. Sizes that do: {', '.join(map(str, fits))}"
+        )
+    if devices % tensor and num_nodes > 1:
+        raise ConfigError(
+            f"model.tensor_model_parallel_size={tensor} does not divide trainer.devices={devices}: a group of "
+            "tensor-parallel ranks must lie in one node, for it exchanges every layer's activations"
+        )
+    data = world // tensor
+    within_node = max(devices // tensor, 1)
+    if strategy == "auto":
+        small = STATE_BYTES * num_parameters / tensor < REPLICATED_SHARE * memory
+        strategy = "replicate" if small else "hybrid" if _fits(num_parameters, tensor * within_node, memory) else "full"
+    shard = {"replicate": 1, "hybrid": within_node, "full": data}[strategy]
+    return RankLayout(num_nodes, devices, tensor, shard)
+
+
+def _fits(num_parameters: int, ranks: int, memory: int) -> bool:
+    """Does the training state of a model fit, spread over so many ranks, and leave half of the memory for the rest?"""
+    return STATE_BYTES * num_parameters / ranks < 0.5 * memory

@@ -1,0 +1,112 @@
+"""How a model is spread over ranks: the whole order, in one function, on a model whose weights are not loaded yet.
+
+    tensor parallelism → recomputation of activations → compilation → FSDP
+
+Compiled layers have FSDP's hooks outside of them; a recomputed layer gathers its weights again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import PreTrainedModel
+
+from dpolish.parallel.mesh import Mesh
+from dpolish.parallel.tensor import decoder_layers, split_model
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What a run asks of the model's shape in memory."""
+
+    mesh: Mesh
+    dtype: torch.dtype
+    """What layers compute in; under FSDP the weights themselves stay float32."""
+    sequence_parallel: bool = False
+    recompute: bool = False
+    """Recompute each layer's activations in the backward pass."""
+    compiled: bool = False
+    """Compile each layer."""
+    offload: bool = False
+    """Keep weights, gradients and optimizer state in the host's memory."""
+
+
+def spread(model: PreTrainedModel, how: Spread) -> None:
+    """Prepare `model`, in place. Raises ConfigError where it cannot be split as asked."""
+    model.tie_weights()  # FSDP must see one parameter where there is one
+    if how.mesh.tensor is not None:
+        split_model(model, how.mesh.tensor, sequence=how.sequence_parallel)
+    if how.recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if how.compiled:
+        for layer in decoder_layers(model):
+            layer.compile()
+    if how.mesh.groups is not None:
+        _shard(model, how)
+
+
+def _shard(model: PreTrainedModel, how: Spread) -> None:
+    """FSDP2 over the data-parallel ranks: a group per layer, and one for the embeddings, the last norm and the head."""
+    assert how.mesh.groups is not None
+    precision = MixedPrecisionPolicy(
+        param_dtype=None if how.dtype == torch.float32 else how.dtype, reduce_dtype=torch.float32
+    )
+    offload = CPUOffloadPolicy(pin_memory=how.mesh.device.type != "cpu") if how.offload else OffloadPolicy()
+    options: dict[str, Any] = {
+        "mesh": how.mesh.groups["replicate", "shard"],
+        "mp_policy": precision,
+        "offload_policy": offload,
+    }
+    for layer in decoder_layers(model):
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    model._dpolish_run = MethodType(_run, model)  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "_dpolish_run")
+
+
+def _run(model: PreTrainedModel, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    del model
+    return function(*args, **kwargs)
+
+
+def within(model: PreTrainedModel, function: Callable[Concatenate[P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function(*args)`, with the weights of embeddings and head gathered, and gradients reduced after its backward."""
+    if isinstance(model, FSDPModule):
+        result: T = model._dpolish_run(function, *args, **kwargs)  # type: ignore[operator]
+        return result
+    return function(*args, **kwargs)
+
+
+def before_backward(model: PreTrainedModel, *, last: bool, layout_shards: int) -> None:
+    """Say whether this is the last backward pass of a step, behind which gradients are reduced.
+
+    Whole copies keep their gradients until then; sharded ones are reduce-scattered each time, and only all-reduced
+    between the copies at the end.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    if layout_shards == 1:
+        model.set_requires_gradient_sync(last)
+    else:
+        model.set_requires_all_reduce(last)
+
+
+def at_rest(model: PreTrainedModel) -> None:
+    """Put every weight back into its shards, as optimizer and saving want them."""
+    if isinstance(model, FSDPModule):
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()

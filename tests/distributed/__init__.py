@@ -1,0 +1,1 @@
+"""Several gloo ranks on one machine."""
