@@ -1,8 +1,9 @@
 """The plan's estimate of memory against what real runs take: three sizes of a random Llama on this machine's CPU.
 
-    python -m benchmarks.scale_memory [--size 10M 40M 135M] [--results DIR]
+    python -m benchmarks.scale_memory [--size 10M 40M 135M] [--ranks N] [--results DIR]
 
-Each size trains with DPO for a few steps in a process of its own, as `dpolish dpo` would. Measured is how far the
+Each size trains with DPO for a few steps in a process of its own, as `dpolish dpo` would; with several ranks in one for
+each, fully sharded, and the one that takes most counts. Measured is how far the
 resident memory grows beyond what the process holds before the run: the interpreter, torch, transformers, and whatever a
 first run of a tiny model makes them load. The estimate is that of `dpolish plan`, without its reserve.
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from rich.table import Table
 from benchmarks.sides import ROOT
 
 if TYPE_CHECKING:
-    from dpolish.config import Composed, DpoConfig
+    from dpolish.config import Composed, RunConfig
 
 SIZES: Mapping[str, Mapping[str, int]] = {
     "10M": {
@@ -57,6 +59,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     },
 }
 """Llamas with tied embeddings; the last has the shape of SmolLM2-135M."""
+WARM = "warm"
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512}
 PROMPT, ANSWER = 200, 150
 """Bytes, and so tokens, of each row's prompt and answers."""
@@ -92,55 +95,93 @@ class Measured:
         return self.predicted / self.grown
 
 
-def measure(size: str) -> Measured:
-    """Run one size in a fresh process. Raises SystemExit with its last words if it fails."""
+def measure(size: str, ranks: int = 1) -> Measured:
+    """Run one size in fresh processes, one a rank. Raises SystemExit with the last words of one that fails."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DPOLISH_CACHE": f"{folder}/cache"}
-        command = [sys.executable, "-m", "benchmarks.scale_memory", "--child", size, "--folder", folder]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
-        return Measured(**json.loads(done.stdout.splitlines()[-1]))
+        for name, sizes in ((WARM, TINY), (size, SIZES[size])):
+            _write_inputs(Path(folder) / name, sizes)
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        started = []
+        for rank in range(ranks):
+            command = [sys.executable, "-m", "benchmarks.scale_memory", "--child", size, "--folder", folder]
+            own = {**environment, "DPOLISH_CACHE": f"{folder}/cache{rank}"}
+            words = [*command, "--rank", str(rank), "--ranks", str(ranks)]
+            started.append(
+                subprocess.Popen(words, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+        answers = [process.communicate() for process in started]
+        for process, (_, words) in zip(started, answers, strict=True):
+            if process.returncode != 0:
+                raise SystemExit(f"{process.args} failed with exit code {process.returncode}:\n{words[-3000:]}")
+        found = [Measured(**json.loads(answer.splitlines()[-1])) for answer, _ in answers]
+        return max(found, key=lambda one: one.grown)
+
+
+def _free_port() -> int:
+    """A port that nobody listens on, a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 # --- in the child -----------------------------------------------------------------------------------------------------
 
 
-def _child(size: str, folder: Path) -> Measured:
+def _child(size: str, folder: Path, rank: int, ranks: int) -> Measured:
     from dpolish.assemble import prepare
+    from dpolish.world import World
 
-    _train(TINY, folder / "warm")
+    _train(folder / WARM, 1, rank)
+    if ranks > 1:
+        counts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        os.environ |= {name: str(count) for name, count in counts.items()}
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    composed = _train(SIZES[size], folder / size)
+    composed = _train(folder / size, ranks, rank)
     peak = _status("VmHWM")
-    plan = prepare(composed).plan
+    plan = prepare(composed, World(size=ranks, local_size=ranks)).plan
     estimate = {name: value for name, value in asdict(plan.memory).items() if name != "reserve"}
     return Measured(_parameters(folder / size / "model"), before, peak, estimate)
 
 
-def _train(sizes: Mapping[str, int], folder: Path) -> "Composed[DpoConfig]":
-    import dpolish
-
+def _write_inputs(folder: Path, sizes: Mapping[str, int]) -> None:
+    """A model and rows to train it on."""
     save_random_model(folder / "model", sizes)
     rows = [
         {"prompt": f"{row:03}" + "p" * (PROMPT - 3), "chosen_response": "c" * ANSWER, "rejected_response": "r" * ANSWER}
         for row in range(ROWS)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    overrides = [
-        "trainer.accelerator=cpu",
-        f"model.global_batch_size={BATCH}",
-        f"model.data.tokens_per_micro_batch={TOKENS}",
-        "model.dpo.reference_cache=off",
-    ]
-    files = {"model": str(folder / "model"), "train": [str(folder / "train.jsonl")]}
-    dpolish.train(
-        dpolish.compose(overrides=overrides, output=str(folder / "run"), **files),
-        say=lambda _: None,
-        sinks=lambda _: (),
-    )
-    return dpolish.compose(overrides=overrides, output=str(folder / "other"), **files)
+
+
+def _train(folder: Path, ranks: int, rank: int) -> "Composed[RunConfig]":
+    """Train on what `_write_inputs` wrote, as one of so many ranks."""
+    import dpolish
+
+    def composed(output: str) -> "Composed[RunConfig]":
+        return dpolish.compose(
+            overrides=[
+                "trainer.accelerator=cpu",
+                f"trainer.devices={ranks}",
+                f"model.global_batch_size={BATCH}",
+                f"model.data.tokens_per_micro_batch={TOKENS}",
+                "model.fsdp_sharding_strategy=full",
+                "model.dpo.reference_cache=off",
+            ],
+            model=str(folder / "model"),
+            train=[str(folder / "train.jsonl")],
+            output=str(folder / output),
+        )
+
+    run = f"run{rank}" if ranks == 1 else "run"  # several ranks warm up each on its own
+    dpolish.train(composed(run), say=lambda _: None, sinks=lambda _: ())
+    return composed("other")
 
 
 def save_random_model(folder: Path, sizes: Mapping[str, int]) -> None:
@@ -174,8 +215,9 @@ def _status(name: str) -> int:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _table(measured: Mapping[str, Measured]) -> Table:
-    table = Table(title="Memory of a DPO run on the CPU, float32, GB: estimated and measured", title_justify="left")
+def _table(measured: Mapping[str, Measured], ranks: int) -> Table:
+    title = f"Memory of a DPO run on the CPU, float32, GB a rank of {ranks}: estimated and measured"
+    table = Table(title=title, title_justify="left")
     parts = list(next(iter(measured.values())).estimate)
     for heading in ("", "parameters", *parts, "estimated", "measured", "ratio", "before the run"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -196,13 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder to write scale_memory.json to"
     )
     parser.add_argument("--child", choices=list(SIZES), help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each run (default: 1)")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.child:
-        print(json.dumps(asdict(_child(asked.child, asked.folder))))
+        print(json.dumps(asdict(_child(asked.child, asked.folder, asked.rank, asked.ranks))))
         return
-    measured = {size: measure(size) for size in asked.size}
-    Console(width=170).print(_table(measured))
+    measured = {size: measure(size, asked.ranks) for size in asked.size}
+    Console(width=170).print(_table(measured, asked.ranks))
     asked.results.mkdir(parents=True, exist_ok=True)
     path = asked.results / "scale_memory.json"
     path.write_text(json.dumps({size: {**asdict(one), "ratio": one.ratio} for size, one in measured.items()}, indent=1))

@@ -171,8 +171,9 @@ def _train(
         run_loop(assembled.run)
     rest()
     model = directory / "model"
-    loaded = assembled.loaded
-    save_model(loaded.model, prepared.tokenizer, loaded.silenced, model, prepared.rendering.record, first=first)
+    loaded, dtype = assembled.loaded, assembled.run.policy.dtype
+    record = prepared.rendering.record
+    save_model(loaded.model, prepared.tokenizer, loaded.silenced, model, record, dtype=dtype, first=first)
     say(f"model: {model}")
     if first and carry_sidecar(prepared.model.folder, model):
         say(f"{model} came from a .nemo archive: `dpolish convert {model} NAME.nemo` makes one of it")
@@ -346,17 +347,19 @@ def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> Ru
     config, plan = prepared.config, prepared.plan
     precision = config.trainer.precision or ("32" if plan.precision == "32" else "bf16")
     accelerator = cast(Accelerator, "gpu" if plan.device == "cuda" else plan.device)
+    named = isinstance(config.trainer.devices, tuple)  # by their indices, as many as there are
+    ranks = {"num_nodes": plan.layout.num_nodes} | ({} if named else {"devices": plan.layout.devices})
     manager = replace(config.exp_manager, explicit_log_dir=str(directory))
     if isinstance(config, SftConfig):
         return replace(
             config,
-            trainer=replace(config.trainer, precision=precision, accelerator=accelerator),
+            trainer=replace(config.trainer, precision=precision, accelerator=accelerator, **ranks),
             exp_manager=manager,
             model=_used_sft_model(config, prepared, assembled),
         )
     return replace(
         config,
-        trainer=replace(config.trainer, precision=precision, accelerator=accelerator),
+        trainer=replace(config.trainer, precision=precision, accelerator=accelerator, **ranks),
         exp_manager=manager,
         model=_used_dpo_model(config, prepared, assembled),
     )
@@ -387,6 +390,7 @@ def _write_environment(prepared: Prepared, assembled: Assembled, directory: Path
     run = assembled.run
     record["run"] = {
         "device": str(prepared.device),
+        "ranks": str(prepared.plan.layout),
         "precision": prepared.plan.precision,
         "attention_backend": run.policy.backend,
         "prompts_shared": run.data.packing.shared,

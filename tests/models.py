@@ -112,9 +112,9 @@ OWN_ATTENTION = tuple(_OWN_ATTENTION)
 """Families whose layers never call the registered attention function, or are recurrent: plain path or refusal."""
 
 
-def build(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def build(name: str, dtype: torch.dtype = torch.float32, **overrides: object) -> PreTrainedModel:
     """The tiny model `name` in training mode: the same weights in every call and, but for rounding, in every dtype."""
-    fields: dict[str, Any] = {"model_type": name, **_TOKENS, **_CONFIGS[name]}
+    fields: dict[str, Any] = {"model_type": name, **_TOKENS, **_CONFIGS[name], **overrides}
     # The grouped product of torch, which experts use by default, takes no float64.
     experts = {"experts_implementation": "eager"} if dtype == torch.float64 and name in _WITH_EXPERTS else {}
     with torch.random.fork_rng():

@@ -1,5 +1,6 @@
 """The final model as a Hugging Face folder that transformers, vLLM and lm-eval load as it is."""
 
+import json
 import logging
 import os
 import secrets
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +27,10 @@ def save_model(
     folder: Path,
     template: TemplateRecord | None = None,
     *,
+    dtype: torch.dtype | None = None,
     first: bool = True,
 ) -> None:
-    """Write weights (in the dtype they were trained in), configuration and tokenizer to `folder`, which must not exist.
+    """Write weights (in `dtype`, the model's own by default), configuration and tokenizer to the new `folder`.
 
     `template` is what the rows were rendered with: it is recorded, the tokenizer gets it, and generation stops where a
     turn ends in it.
@@ -35,7 +38,8 @@ def save_model(
     spread over ranks is gathered, a tensor at a time, by all of them together; the `first` one writes. Raises RunError,
     also for weights that are not finite.
     """
-    weights = gathered(model, keep=first)
+    dtype = dtype or model.dtype
+    weights = gathered(model, dtype, keep=first)
     if not first:
         return
     if spoiled := [name for name, weight in weights.items() if not weight.isfinite().all()]:
@@ -50,6 +54,7 @@ def save_model(
             _adopt(template, model, tokenizer)
             save_template(unfinished, template)
         model.save_pretrained(unfinished, state_dict=weights)
+        _say_dtype(unfinished / "config.json", dtype)
         tokenizer.save_pretrained(unfinished)
         _make_durable(unfinished)
         unfinished.rename(folder)
@@ -63,7 +68,15 @@ def save_model(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def gathered(model: PreTrainedModel, *, keep: bool) -> dict[str, Tensor]:
+def _say_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Let config.json name the type that the weights were written in: FSDP keeps them in another."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    name = str(dtype).removeprefix("torch.")
+    if config.get("dtype") != name:
+        file.write_text(json.dumps({**config, "dtype": name}, indent=2) + "\n", encoding="utf-8")
+
+
+def gathered(model: PreTrainedModel, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
     """The state of a model by name, whole: of a spread one in the host's memory, on the ranks that keep it.
 
     Tied weights stay one tensor. Every rank calls it together.
@@ -75,7 +88,7 @@ def gathered(model: PreTrainedModel, *, keep: bool) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in whole:
             part = tensor.detach()
-            full = part.full_tensor().cpu() if isinstance(part, DTensor) else part
+            full = part.full_tensor().to("cpu", dtype) if isinstance(part, DTensor) else part
             whole[id(tensor)] = full if keep else full.new_empty(0)
         state[name] = whole[id(tensor)]
     return state if keep else {}

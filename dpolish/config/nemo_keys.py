@@ -15,7 +15,7 @@ _PACKED_OFFLINE = "packing is done on the fly; model.data.packing turns it on an
 _CHUNKED = "files are read row by row; there are no chunks"
 _TOKENIZER = "the tokenizer comes with the model"
 _INDEX = "there are no index files"
-_HF_FOLDER = "the model is saved as a Hugging Face folder"
+_ONE_MODEL = "the model is saved once, at the end; save_nemo_on_train_end writes it as .nemo too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ _IGNORED_BY_ALL = {
     "trainer.logger": _LIGHTNING,
     "trainer.enable_checkpointing": _LIGHTNING,
     "trainer.use_distributed_sampler": _LIGHTNING,
-    "exp_manager.checkpoint_callback_params.always_save_nemo": _HF_FOLDER,
+    "exp_manager.checkpoint_callback_params.always_save_nemo": _ONE_MODEL,
     "exp_manager.checkpoint_callback_params.model_parallel_size": "checkpoints do not depend on the parallel layout",
     "exp_manager.checkpoint_callback_params.save_best_model": "save_top_k and monitor say what is kept",
     "model.mcore_gpt": "the model's architecture comes with it",
@@ -66,7 +66,7 @@ _IGNORED_BY_ALL = {
     "model.activations_checkpoint_layers_per_pipeline": "there are no pipeline stages",
     "model.sync_batch_comm": _MEGATRON,
     "model.gradient_as_bucket_view": _MEGATRON,
-    "model.save_nemo_on_validation_end": _HF_FOLDER,
+    "model.save_nemo_on_validation_end": _ONE_MODEL,
     "tokenizer_path": _PACKED_OFFLINE,
     "tokenizer_type": _PACKED_OFFLINE,
     "output_dir": _PACKED_OFFLINE,
@@ -119,6 +119,7 @@ _UNLISTED_BY_ALL = frozenset(
         "exp_manager.create_tensorboard_logger",
         *(f"exp_manager.wandb_logger_kwargs.{name}" for name in ("entity", "group", "id", "resume", "tags")),
         *(f"model.{name}_parallel_size" for name in ("context", "expert_model")),
+        "model.fsdp_sharding_strategy",
         "model.optim.eps",
         "model.override_vocab_size",
         *(f"model.optim.sched.{name}_ratio" for name in ("constant", "hold", "warmup")),

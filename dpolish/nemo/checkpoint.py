@@ -5,7 +5,7 @@ shapes are those that the configuration implies. Nothing in a checkpoint is run,
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -111,6 +111,8 @@ def open_checkpoint(path: Path, *, scale_positional_embedding: bool | None = Non
         raw = read_config(span)
         config = GptConfig.from_nemo(raw, scale_positional_embedding=scale_positional_embedding, where=span.label)
         layout = read_layout(archive, generation.weights, raw, config)
+        if layout.naming == "legacy-te":
+            config = replace(config, activation="gelu_pytorch_tanh")  # whatever NeMo says of fusion: it is TE's own
         rows = _vocabulary_rows(layout.tensors, archive.path)
         return NemoCheckpoint(
             path=path,

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from dpolish.errors import ModelError
@@ -72,8 +73,8 @@ class _Model:
     raw_file: bytes | None
     """The same to the letter."""
     tokenizer: ArchiveTokenizer
-    real_rows: int | None
-    """Rows that the model has of its own, where it was not made for NeMo."""
+    real_rows: int
+    """Rows of the embedding that were not added for NeMo's sake alone."""
 
 
 def export_nemo(
@@ -137,7 +138,7 @@ def relayout(
                 size_in_archive(checkpoint),
                 _files(checkpoint.raw_config),
             ),
-            real_rows=_real_rows(checkpoint.raw_config),
+            real_rows=_real_rows(checkpoint.raw_config) or checkpoint.source.vocabulary_rows,
         )
         ranks = (checkpoint.source.tensor_parallel, checkpoint.source.pipeline_parallel)
         _write(file, model, _target(choices, "mcore-zarr", ranks), choices.dtype, destination.name, show)
@@ -161,9 +162,9 @@ def _kept(folder: Path, kept: NemoSource, choices: ExportChoices, say: Callable[
     """A model that was, with the tokenizer that it had if it still has it."""
     raw = _raw(folder)
     original = GptConfig.from_nemo(raw, scale_positional_embedding=kept.scale_positional_embedding)
-    norms = load_safetensors(kept.norms) if kept.norms else {}
     weights = read_weights(folder)
     try:
+        norms = load_safetensors(kept.norms) if kept.norms else {}
         config, core = from_hugging_face(
             _hf_config(folder),
             weights,
@@ -171,20 +172,20 @@ def _kept(folder: Path, kept: NemoSource, choices: ExportChoices, say: Callable[
             exact_norms={name: in_memory_tensor(tensor) for name, tensor in norms.items()},
             norm_dtype=choices.dtype or _widest_norm(kept),
         )
-    except ModelError as error:
+    except (ModelError, SafetensorError) as error:
         raise ModelError(
             f"{folder}: {error}\n  If it was changed on purpose, remove {FILE} and {FOLDER}/: the archive then gets a "
             "new configuration"
         ) from error
+    rows = core[_EMBEDDING].shape[0]
     if kept.generation != "NeMo 1":
-        return _Model(config, core, None, None, archive_tokenizer(folder, choices.tokenizer, None, say), None)
-    real_rows = _real_rows(raw)
+        return _Model(config, core, None, None, archive_tokenizer(folder, choices.tokenizer, None, say), rows)
     if token_digest(folder) == kept.tokens:
         tokenizer = ArchiveTokenizer(_block(raw), kept.artifacts, tokenizer_tokens(folder), _files(raw))
-        return _Model(config, core, raw, kept.config, tokenizer, real_rows)
+        return _Model(config, core, raw, kept.config, tokenizer, rows)
     say(f"{folder}: its tokenizer is not the one that came from {kept.name}; the archive gets the folder's")
     was = NemoTokenizer(_block(raw), kept.artifacts)
-    return _Model(config, core, raw, None, archive_tokenizer(folder, choices.tokenizer, was, say), real_rows)
+    return _Model(config, core, raw, None, archive_tokenizer(folder, choices.tokenizer, was, say), rows)
 
 
 def _widest_norm(kept: NemoSource) -> torch.dtype:
@@ -254,7 +255,8 @@ def _write(file: BinaryIO, model: _Model, target: Target, dtype: torch.dtype | N
     made["tokenizer"] = dict(tokenizer.block)
     if dtype is not None:
         made["precision"] = precision_of(weights)
-    made |= _hint(made.get(HINT), model, have, rows)
+    hint = _hint(made.pop(HINT, None), model, rows)
+    made |= {HINT: hint} if hint else {}
     unchanged = model.raw_file is not None and made == model.raw
     text = model.raw_file if unchanged and model.raw_file is not None else _yaml(made)
     entries = [
@@ -266,16 +268,16 @@ def _write(file: BinaryIO, model: _Model, target: Target, dtype: torch.dtype | N
         write_tar(file, chain(entries, weight_entries(weights, model.config, made, target)), wrote)
 
 
-def _hint(before: object, model: _Model, have: int, rows: int) -> dict[str, object]:
+def _hint(before: object, model: _Model, rows: int) -> dict[str, object]:
     """The block that NeMo does not read: what the way back to Hugging Face cannot see in the archive."""
     hint = dict(before) if isinstance(before, dict) else {}
-    hint.pop(HINTED_FILES, None)
-    real_rows = have if model.raw is None else model.real_rows
-    if real_rows is not None and real_rows < rows:
-        hint[HINTED_ROWS] = real_rows
+    for name in (HINTED_ROWS, HINTED_FILES):
+        hint.pop(name, None)
+    if model.real_rows < rows:
+        hint[HINTED_ROWS] = model.real_rows
     if model.tokenizer.files:
         hint[HINTED_FILES] = dict(model.tokenizer.files)
-    return {HINT: hint} if hint else {}
+    return hint
 
 
 def _yaml(value: Mapping[str, object]) -> bytes:

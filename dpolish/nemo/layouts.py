@@ -34,6 +34,7 @@ _RANK = re.compile(r"(?:mp_rank_(\d{2,4})|tp_rank_(\d{2,4})_pp_rank_(\d{3,4}))/m
 _READERS = {"zarr": read_zarr, "torch_dist": read_torch_dist}
 _STACK = "decoder.layers."
 _MAX_METADATA = 16 << 10
+_GELUS = ("gelu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,10 @@ def _read_flat(archive: Archive, files: Mapping[Rank, str], raw: Mapping[str, ob
             "from NeMo with name=megatron_gpt"
         )
     naming = naming_of(names)
-    if naming == "legacy-te" and config.gated:
+    if naming == "legacy-te" and (config.activation not in _GELUS or config.position_embedding_type == "rope"):
         raise ModelError(
-            f"{where}: has layers of Transformer Engine, which NeMo makes with GELU, and a gated activation"
+            f"{where}: has NeMo's own layers with Transformer Engine, which compute GELU and no rotary positions, and "
+            f"the configuration says {config.activation} and {config.position_embedding_type}: the model is another"
         )
     return Layout("flat", naming, tensor_parallel, stages, merge_ranks(ranks, config, where))
 

@@ -15,7 +15,7 @@ from typing import NoReturn, TypeAlias
 from dpolish.errors import ModelError
 
 MAX_COST = 40 << 20
-"""Bytes that the values of one pickle may take, as `_COST` counts them: enough for 12,000 pieces of a checkpoint."""
+"""Bytes that the values of one pickle may take, as `_COST` counts them: enough for 15,000 pieces of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

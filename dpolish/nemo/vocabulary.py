@@ -26,6 +26,8 @@ HINTED_FILES = "tokenizer"
 """Key of the block `dpolish`: names of a tokenizer's files, and of the artifacts that hold them."""
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_FOLDERS = ("nemo_tokenizer", "tokenizer")
+"""What NeMo 2 and Megatron-Bridge call the folder of a tokenizer."""
 _LARGEST = 40 << 20
 _RUNS_CODE = ("auto_map",)
 """Keys by which a tokenizer's configuration asks for code of its own."""
@@ -45,20 +47,20 @@ class ArchiveTokenizer:
 
 def save_tokenizer(checkpoint: NemoCheckpoint, folder: Path, rows: int, given: Path | None) -> ImportedTokenizer:
     """Put the checkpoint's tokenizer, or the one in the folder `given`, into a model folder. Raises ModelError."""
-    travelling = _travelling(checkpoint) if given is None else {}
-    if not travelling:
+    files = _hugging_face_files(checkpoint) if given is None else {}
+    if not files:
         return _imported(checkpoint, folder, rows, given)
     with TemporaryDirectory(dir=folder) as place:
-        for name, content in travelling.items():
+        for name, content in files.items():
             Path(place, name).write_bytes(_harmless(name, content))
         return replace(_imported(checkpoint, folder, rows, Path(place)), warnings=())
 
 
 def _imported(checkpoint: NemoCheckpoint, folder: Path, rows: int, given: Path | None) -> ImportedTokenizer:
-    block, data = checkpoint.raw_config.get("tokenizer"), checkpoint.raw_config.get("data")
+    data = checkpoint.raw_config.get("data")
     try:
         return import_tokenizer(
-            block if isinstance(block, dict) else {},
+            _block(checkpoint, given),
             checkpoint.artifact,
             folder,
             rows=rows,
@@ -69,16 +71,37 @@ def _imported(checkpoint: NemoCheckpoint, folder: Path, rows: int, given: Path |
         raise ModelError(f"{checkpoint.path}: {error}") from error
 
 
-def _travelling(checkpoint: NemoCheckpoint) -> dict[str, bytes]:
-    """The files of a Hugging Face tokenizer that an export put beside the name of it; none if they are not whole."""
+def _block(checkpoint: NemoCheckpoint, given: Path | None) -> Mapping[str, object]:
+    """What the configuration says of the tokenizer. NeMo 2's says it with objects, and has the files beside them."""
+    block = checkpoint.raw_config.get("tokenizer")
+    if checkpoint.source.generation == "NeMo 1" and isinstance(block, dict) and (block.get("library") or given is None):
+        return block
+    if given is not None:
+        return _by_name(given.name)
+    models = [name for name in checkpoint.artifacts if name.endswith(".model")]
+    if len(models) == 1:
+        return {"library": "sentencepiece", "model": models[0], "sentencepiece_legacy": False}
+    raise ModelError("it has no tokenizer that is found: name the folder of a Hugging Face tokenizer with --tokenizer")
+
+
+def _hugging_face_files(checkpoint: NemoCheckpoint) -> dict[str, bytes]:
+    """The files of a Hugging Face tokenizer in the checkpoint; none if they are not whole.
+
+    An export may have put them there, beside the name of the tokenizer; NeMo 2 has them in a folder of its own.
+    """
     hint = checkpoint.raw_config.get(HINT)
     names = hint.get(HINTED_FILES) if isinstance(hint, dict) else None
-    if not isinstance(names, dict) or "tokenizer.json" not in names:
-        return {}
-    wanted = {name: str(artifact).removeprefix("nemo:") for name, artifact in names.items() if name in _FILES}
-    if any(artifact not in checkpoint.artifacts for artifact in wanted.values()):  # NeMo does not hand them on
-        return {}
-    return {name: checkpoint.artifact(artifact) for name, artifact in wanted.items()}
+    if checkpoint.source.generation == "NeMo 1":
+        named = names if isinstance(names, dict) else {}
+        found = {name: str(artifact).removeprefix("nemo:") for name, artifact in named.items() if name in _FILES}
+    else:
+        found = {
+            place.name: artifact
+            for artifact in checkpoint.artifacts
+            if (place := Path(artifact)).name in _FILES and place.parent.name in _FOLDERS
+        }
+    whole = "tokenizer.json" in found and all(artifact in checkpoint.artifacts for artifact in found.values())
+    return {name: checkpoint.artifact(artifact) for name, artifact in found.items()} if whole else {}
 
 
 def _harmless(name: str, content: bytes) -> bytes:

@@ -38,7 +38,7 @@ class Work:
     sequence_parallel: bool = False
     """Tensor-parallel ranks split the sequence where they do not split matrices."""
     offload: bool = False
-    """Weights, gradients and optimizer state are in the host's memory."""
+    """Weights, gradients and optimizer state are in the host's memory, which on a CPU is the same."""
 
     @property
     def itemsize(self) -> int:
@@ -73,11 +73,12 @@ def memory_of(model: ModelFacts, layout: RankLayout, work: Work, memory: int) ->
     weights, gradients, optimizer = _state(counts, layout, work)
     gathered = _gathered(counts, layout, work)
     activations, head = activations_of(model, layout, work), _head(model, layout, work)
+    away = work.offload and work.device != "cpu"
     holes = HEAP_SHARE * (activations + head) if work.device == "cpu" else 0.0
     return Memory(
-        weights=0 if work.offload else round(weights),
-        gradients=0 if work.offload else round(gradients),
-        optimizer=0 if work.offload else round(optimizer),
+        weights=0 if away else round(weights),
+        gradients=0 if away else round(gradients),
+        optimizer=0 if away else round(optimizer),
         gathered=round(gathered),
         activations=round(activations),
         head=round(head),

@@ -59,6 +59,11 @@ def make_plan(
 ) -> RunPlan:
     """All derived numbers. Raises ConfigError for combinations that cannot work, with the way out."""
     layout = rank_layout(config, model, machine)
+    if config.model.fsdp_cpu_offload and layout.world == 1:
+        raise ConfigError(
+            "model.fsdp_cpu_offload=true: it is FSDP that offloads, and one rank does without it. Set it to false and "
+            "model.activations_checkpoint_granularity=full, or ask for more devices"
+        )
     batch = config.model.global_batch_size
     full_epoch = math.ceil(train.rows / batch)
     loop = config.loop

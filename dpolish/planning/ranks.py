@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpolish.config.schema import RunConfig
 from dpolish.facts import ModelFacts
 from dpolish.planning.gpus import USED_SHARE, Gpu
-from dpolish.planning.memory import RESERVED_SHARE
+from dpolish.planning.memory import RESERVED_SHARE, activations_of
 from dpolish.planning.nearest import Choice, nearest
 from dpolish.planning.plan import micro_batch_bound, sharding_strategy, work_of
 from dpolish.planning.traffic import Collective, seconds_of, traffic_of
@@ -69,10 +69,11 @@ def rank_lines(outlook: Outlook) -> Iterator[str]:
 def _memory_lines(outlook: Outlook) -> Iterator[str]:
     plan, memory = outlook.plan, outlook.plan.memory
     yield f"memory of one rank, estimated (derived), for micro-batches of {plan.largest_micro_batch:,} tokens:"
-    shown = [(name, getattr(memory, field), note) for name, field, note in _PARTS if getattr(memory, field)]
-    shown.append(("reserve", memory.reserve, f"{RESERVED_SHARE:.0%} left alone: context, buffers, holes"))
-    for name, size, note in shown:
-        yield f"  {name:<14}{size / 1e9:>9.2f} GB  {note}"
+    for name, field, note in _PARTS:
+        size: int = getattr(memory, field)
+        if size:
+            more = _other_activations(outlook) if field == "activations" else ""
+            yield f"  {name:<14}{size / 1e9:>9.2f} GB  {note}{more}"
     fits = memory.total <= plan.available_memory
     yield (
         f"  {'in all':<14}{memory.total / 1e9:>9.2f} GB of {plan.available_memory / 1e9:.2f} GB on {outlook.place}: "
@@ -90,7 +91,17 @@ _PARTS = (
     ("activations", "activations", "what layers keep for the backward pass"),
     ("head", "head", "logits in chunks, and the head's gradient"),
     ("fragmentation", "fragmentation", "holes that gradients and moments leave in the C library's heap"),
+    ("reserve", "reserve", f"{RESERVED_SHARE:.0%} left alone: the device's context, communication buffers, holes"),
 )
+
+
+def _other_activations(outlook: Outlook) -> str:
+    """What activations would take with recomputation, or without it."""
+    plan = outlook.plan
+    work = work_of(outlook.config, outlook.machine, plan.largest_micro_batch, outlook.train)
+    other = activations_of(outlook.model, plan.layout, replace(work, recompute=not work.recompute)) / 1e9
+    setting = "null" if work.recompute else "full"
+    return f"; {other:.2f} GB with model.activations_checkpoint_granularity={setting}"
 
 
 def nearest_line(config: RunConfig, model: ModelFacts, train: DataFacts, machine: Machine, seq_length: int) -> str:

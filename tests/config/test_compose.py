@@ -26,9 +26,6 @@ from dpolish.config.schema import (
 from dpolish.errors import ConfigError
 from tests.config.composing import NEMO_YAML, composed, config, faults
 
-ONE_DEVICE = ("trainer.num_nodes=1", "trainer.devices=1")
-NO_NEMO_AT_END = "exp_manager.checkpoint_callback_params.save_nemo_on_train_end=false"
-
 TERMINAL = [
     "trainer.num_nodes=1",
     "trainer.devices=1",
@@ -61,42 +58,49 @@ def test_the_terminal_command_of_the_tutorial() -> None:
 
 
 def test_the_slurm_command_of_the_tutorial_with_its_unset_name() -> None:
+    nodes = ["trainer.num_nodes=4", "trainer.devices=8"]
     wandb = ["exp_manager.wandb_logger_kwargs.name=", "exp_manager.wandb_logger_kwargs.project=P"]
-    quoted = "pretrained_checkpoint.restore_from_path='/path/to/model'"
+    quoted = "pretrained_checkpoint.restore_from_path='/path/to/mcore_gpt.nemo'"
     prefix = "++model.data.data_prefix={train: [/p/t.jsonl], validation: [/p/v.jsonl], test: [/p/v.jsonl]}"
-    result = config(*ONE_DEVICE, quoted, prefix, *wandb, "exp_manager.create_wandb_logger=True")
+    result = config(*nodes, quoted, prefix, *wandb, "exp_manager.create_wandb_logger=True")
     assert result.exp_manager.wandb_logger_kwargs == WandbConfig(project="P", name="")
     assert result.exp_manager.create_wandb_logger
-    assert result.pretrained_checkpoint.restore_from_path == "/path/to/model"
+    assert result.pretrained_checkpoint.restore_from_path == "/path/to/mcore_gpt.nemo"
+    assert (result.trainer.num_nodes, result.trainer.devices) == (4, 8)
 
 
-def test_gpt_dpo_yaml_as_it_is_needs_one_device_and_no_nemo_archive() -> None:
-    assert [fault.partition(": ")[0] for fault in faults(file=NEMO_YAML)] == [
-        f"{NEMO_YAML}:{line}" for line in (5, 6, 41)
-    ]
+@pytest.mark.parametrize("path", ["/m/gpt.nemo", "/m/gpt.nemo/"])
+def test_gpt_dpo_yaml_as_it_is_takes_a_nemo_archive(path: str) -> None:
+    result = composed(f"pretrained_checkpoint.restore_from_path={path}", file=NEMO_YAML)
+    trainer, model = result.config.trainer, result.config.pretrained_checkpoint
+    assert (trainer.num_nodes, trainer.devices, trainer.accelerator) == (8, 8, "gpu")
+    assert model.restore_from_path == result.config.restore_from_path == path
+    assert result.config.exp_manager.checkpoint_callback_params.save_nemo_on_train_end
+    assert result.origin["trainer.devices"] == result.origin["trainer.num_nodes"] == "given"
 
 
 def test_gpt_dpo_yaml_holds_our_defaults() -> None:
-    result = composed(*ONE_DEVICE, NO_NEMO_AT_END, file=NEMO_YAML)
+    """All but the machine, and the archive at the end."""
+    result = composed(file=NEMO_YAML)
     ours = config()
-    assert replace(
-        result.config,
-        trainer=replace(result.config.trainer, accelerator="auto", precision=None),
-        exp_manager=replace(result.config.exp_manager, explicit_log_dir=None),
-    ) == replace(ours, exp_manager=replace(ours.exp_manager, explicit_log_dir=None))
-    assert (result.config.trainer.accelerator, result.config.trainer.precision) == ("gpu", "bf16")
+    checkpoints = replace(ours.exp_manager.checkpoint_callback_params, save_nemo_on_train_end=True)
+    assert result.config == replace(
+        ours,
+        trainer=replace(ours.trainer, num_nodes=8, devices=8, accelerator="gpu", precision="bf16"),
+        exp_manager=replace(ours.exp_manager, explicit_log_dir="/results", checkpoint_callback_params=checkpoints),
+    )
     pattern = result.config.exp_manager.checkpoint_callback_params.filename
     assert pattern == "megatron_gpt--{${.monitor}:.3f}-{step}-{consumed_samples}-{epoch}"
 
 
 def test_gpt_dpo_yaml_tells_what_it_says_in_vain() -> None:
-    result = composed(*ONE_DEVICE, NO_NEMO_AT_END, file=NEMO_YAML)
+    result = composed(file=NEMO_YAML)
     named = {line.partition(": ")[0] for line in result.ignored}
     assert {"defaults", "trainer.logger", "trainer.max_steps", "model.mcore_gpt", "model.optim.bucket_cap_mb"} <= named
     assert named <= set(DPO.ignored)
     assert all(len(line.partition(": ")[2]) > 10 for line in (*result.ignored, *result.without_effect))
     assert result.without_effect == ()  # its values are the defaults
-    told = composed(*ONE_DEVICE, "trainer.dpo.save_interval=50", "exp_manager.resume_if_exists=false").without_effect
+    told = composed("trainer.dpo.save_interval=50", "exp_manager.resume_if_exists=false").without_effect
     idle = {line.partition(": ")[0] for line in told}
     assert idle == {"trainer.dpo.save_interval", "exp_manager.resume_if_exists"}
 
@@ -111,8 +115,8 @@ def test_defaults_that_differ_from_nemo() -> None:
 
 def test_all_faults_are_reported_together_names_first(yaml_file: Callable[[str], Path]) -> None:
     path = yaml_file("model:\n  optim:\n    lr: abc\n  micro_batch_size: 0\n  sed: 1\n")
-    found = faults("trainer.devices=4", "++trainer.dvices=1", "model.dpo.preference_loss=dbo", "x=y=z", file=path)
-    kinds = ["model.sed", "trainer.dvices", "'dbo'", "x=y=z", "lr: expected", "devices: more", "micro_batch_size: must"]
+    found = faults("trainer.devices=0", "++trainer.dvices=1", "model.dpo.preference_loss=dbo", "x=y=z", file=path)
+    kinds = ["model.sed", "trainer.dvices", "'dbo'", "x=y=z", "lr: expected", "devices: must", "micro_batch_size: must"]
     assert len(found) == len(kinds)
     assert all(kind in fault for kind, fault in zip(kinds, found, strict=True))
 

@@ -13,7 +13,8 @@ from tests.config.composing import NEMO_YAML, value_of
 
 # fmt: off
 ANOTHER_VALUE = {  # a value other than the default, where one is accepted
-    "trainer.devices": -1,
+    "trainer.num_nodes": 8,
+    "trainer.devices": 8,
     "trainer.accelerator": "cpu",
     "trainer.precision": "bf16-mixed",
     "trainer.dpo.max_epochs": 3,
@@ -35,8 +36,9 @@ ANOTHER_VALUE = {  # a value other than the default, where one is accepted
     "exp_manager.checkpoint_callback_params.monitor": "validation_loss",
     "exp_manager.checkpoint_callback_params.save_top_k": 5,
     "exp_manager.checkpoint_callback_params.mode": "max",
+    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": True,
     "exp_manager.checkpoint_callback_params.filename": "{step}",
-    "pretrained_checkpoint.restore_from_path": "/m",
+    "pretrained_checkpoint.restore_from_path": "/m/gpt.nemo",
     "model.micro_batch_size": 2,
     "model.global_batch_size": 512,
     "model.dpo.log_prob_forward_micro_batch_size": 8,
@@ -72,13 +74,21 @@ ANOTHER_VALUE = {  # a value other than the default, where one is accepted
     "model.data.default_chosen_reward": 2.0,
     "model.data.default_rejected_reward": -1.0,
 }
+ADDED_WITH_A_MEANING = {  # what the file leaves out, and what it has in other ways to say it
+    "trainer.devices": -1,
+    "trainer.hang_timeout": 30.0,
+    "model.tensor_model_parallel_size": 2,
+    "model.sequence_parallel": True,
+    "model.fsdp_sharding_strategy": "full",
+    "model.fsdp_cpu_offload": True,
+    "model.torch_compile": True,
+    "model.activations_checkpoint_granularity": "full",
+}
 # fmt: on
 ONLY_THE_DEFAULT = {
-    "trainer.num_nodes",
     "trainer.max_time",
     "exp_manager.max_time_per_run",
     "exp_manager.resume_from_checkpoint",
-    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end",
     "model.peft.peft_scheme",
     "model.peft.restore_from_path",
     "model.peft.lora_tuning.weight_tying",
@@ -117,7 +127,10 @@ ADDED = [
     "++model.encoder_seq_length=4096",
     "++model.transformer_engine=True",
     "++model.dist_ckpt_load_strictness=log_all",
-    "++model.tensor_model_parallel_size=1",
+    "++model.tensor_model_parallel_size=2",
+    "+model.sequence_parallel=True",
+    "+model.fsdp_sharding_strategy=full",
+    "++trainer.hang_timeout=60",
     "++model.pipeline_model_parallel_size=1",
     "++model.context_parallel_size=1",
     "++model.expert_model_parallel_size=1",
@@ -165,7 +178,7 @@ def test_every_key_of_gpt_dpo_yaml_has_one_verdict() -> None:
     assert sorted(verdicts) == sorted(nemo_keys())
 
 
-@pytest.mark.parametrize(("key", "value"), ANOTHER_VALUE.items())
+@pytest.mark.parametrize(("key", "value"), [*ANOTHER_VALUE.items(), *ADDED_WITH_A_MEANING.items()])
 def test_a_key_with_a_meaning_takes_its_value(key: str, value: object) -> None:
     text = {str: f"'{value}'", type(None): "null"}.get(type(value), str(value))
     result = compose(None, [f"{key}={text}"], environ={})
@@ -178,9 +191,7 @@ def test_a_key_with_a_meaning_takes_its_value(key: str, value: object) -> None:
 @pytest.mark.parametrize("key", sorted(ONLY_THE_DEFAULT))
 def test_a_key_whose_machinery_is_not_here_takes_its_default_alone(key: str) -> None:
     default, other = {
-        "trainer.num_nodes": ("1", "2"),
         "model.peft.peft_scheme": ("none", "lora"),
-        "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": ("false", "true"),
         "model.peft.lora_tuning.weight_tying": ("false", "true"),
     }.get(key, ("null", "x"))
     compose(None, [f"{key}={default}"], environ={})

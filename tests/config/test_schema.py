@@ -33,7 +33,10 @@ from tests.config.composing import config, sft_config
         (lambda: OptimConfig(lr=0, weight_decay=-1, betas=(0.9, 1.0)), {"lr", "weight_decay", "betas"}),
         (lambda: SchedConfig(warmup_ratio=0.1), {"warmup_steps"}),
         (lambda: SchedConfig(warmup_steps=-1, min_lr=-1.0, d_model=0), {"warmup_steps", "min_lr", "d_model"}),
-        (lambda: DpoTrainerConfig(devices=(0, 1), num_nodes=2), {"devices", "num_nodes"}),
+        (
+            lambda: DpoTrainerConfig(devices=(0, 0), num_nodes=0, hang_timeout=1.0),
+            {"devices", "num_nodes", "hang_timeout"},
+        ),
         (lambda: DpoDataConfig(tokens_per_micro_batch=0), {"tokens_per_micro_batch"}),
         (lambda: CheckpointConfig(save_top_k=-2, monitor="val_lose"), {"save_top_k", "monitor"}),
     ],
@@ -50,8 +53,8 @@ def test_the_metrics_that_can_be_monitored(monitor: str) -> None:
     assert CheckpointConfig(monitor=monitor).monitor == monitor
 
 
-@pytest.mark.parametrize("devices", [1, -1, "auto", (3,)])
-def test_the_ways_to_say_one_device(devices: int | tuple[int, ...]) -> None:
+@pytest.mark.parametrize("devices", [1, 8, -1, "auto", (3,), (2, 0)])
+def test_the_ways_to_say_which_devices(devices: int | tuple[int, ...]) -> None:
     assert DpoTrainerConfig(devices=devices).devices == devices
 
 

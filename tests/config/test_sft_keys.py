@@ -16,7 +16,8 @@ TRAIN, VALIDATION = "model.data.train_ds", "model.data.validation_ds"
 # fmt: off
 ANOTHER_VALUE: dict[str, object] = {  # a value other than the default, where one is accepted
     "name": "n",
-    "trainer.devices": -1,
+    "trainer.num_nodes": 2,
+    "trainer.devices": 8,
     "trainer.accelerator": "cpu",
     "trainer.precision": "bf16-mixed",
     "trainer.sft.max_epochs": 3,
@@ -38,9 +39,12 @@ ANOTHER_VALUE: dict[str, object] = {  # a value other than the default, where on
     "exp_manager.checkpoint_callback_params.monitor": "validation_loss",
     "exp_manager.checkpoint_callback_params.save_top_k": 3,
     "exp_manager.checkpoint_callback_params.mode": "max",
+    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": True,
     "exp_manager.checkpoint_callback_params.filename": "{step}",
     "model.seed": 7,
-    "model.restore_from_path": "/m",
+    "model.restore_from_path": "/m/gpt.nemo",
+    "model.tensor_model_parallel_size": 2,
+    "model.sequence_parallel": True,
     "model.encoder_seq_length": 2048,
     "model.activations_checkpoint_granularity": "full",
     "model.answer_only_loss": False,
@@ -96,6 +100,10 @@ ANOTHER_VALUE: dict[str, object] = {  # a value other than the default, where on
 }
 OUR_OWN: dict[str, object] = {  # and what NeMo-Aligner knows besides its file
     "trainer.deterministic": True,
+    "trainer.hang_timeout": 30.0,
+    "model.fsdp_sharding_strategy": "replicate",
+    "model.fsdp_cpu_offload": True,
+    "model.torch_compile": True,
     "exp_manager.create_tensorboard_logger": True,
     "model.attention_backend": "dense",
     "model.loss_average": "example",
@@ -116,13 +124,9 @@ WITH_COMPANY = {  # a value that needs another one beside it
 }
 # fmt: on
 DEFAULT_AND_REFUSED = {
-    "trainer.num_nodes": ("1", "2"),
     "trainer.max_time": ("null", "x"),
-    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": ("false", "true"),
-    "model.tensor_model_parallel_size": ("1", "2"),
     "model.pipeline_model_parallel_size": ("1", "2"),
     "model.resume_from_checkpoint": ("null", "x"),
-    "model.sequence_parallel": ("false", "true"),
     "model.activations_checkpoint_num_layers": ("null", "1"),
     "model.seq_len_interpolation_factor": ("null", "2"),
     "model.hidden_dropout": ("0.0", "0.1"),
@@ -160,6 +164,7 @@ ADDED = [
     "++model.dist_ckpt_load_strictness=log_all",
     "++model.context_parallel_size=1",
     "+model.expert_model_parallel_size=1",
+    "+model.fsdp_sharding_strategy=hybrid",
     "++model.override_vocab_size=null",
     "++model.tokenizer.library=megatron",
     "++model.optim.bucket_cap_mb=200",
@@ -247,7 +252,10 @@ def test_every_key_that_nemo_has_is_there_or_can_be_added() -> None:
         *(f"model.data.{name}" for name in names),
         "model.attention_backend",
         "model.loss_average",
+        "model.fsdp_cpu_offload",
+        "model.torch_compile",
         "trainer.deterministic",
+        "trainer.hang_timeout",
         f"{VALIDATION}.concat_sampling_probabilities",  # refused there
     }
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.config.composing import config, faults
+from tests.config.composing import config, faults, sft_faults
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,23 @@ from tests.config.composing import config, faults
         ("trainer.accelerator=cuda", "unknown value 'cuda'"),
         ("trainer.precision=16", "float16 needs loss scaling"),
         ("trainer.precision=16-mixed", "float16 needs loss scaling"),
-        ("trainer.devices=0", "must be 1 or more"),
-        ("trainer.devices=two", "unknown value 'two'"),
+        ("trainer.num_nodes=0", "must be 1 or more, got 0"),
+        ("trainer.num_nodes=auto", "expected a whole number, got 'auto'"),
+        ("trainer.devices=0", "must be 1 or more, got 0"),
+        ("trainer.devices=-2", "must be 1 or more, got -2"),
+        ("trainer.devices=two", "unknown value 'two'. Known: auto"),
+        ("trainer.devices=[0,0]", "expected different device indices, got [0, 0]"),
+        ("trainer.devices=[0,-1]", "expected different device indices, got [0, -1]"),
+        ("trainer.devices=[]", "expected different device indices, got []"),
+        ("trainer.hang_timeout=1", "must be 5 or more, got 1"),
+        ("trainer.hang_timeout=null", "expected a number, got None"),
+        ("model.tensor_model_parallel_size=0", "must be 1 or more, got 0"),
+        ("model.sequence_parallel=2", "expected true or false, got 2"),
+        ("model.fsdp_sharding_strategy=grad", "unknown value 'grad'. Known: auto, full, hybrid, replicate"),
+        ("model.fsdp_sharding_strategy=hybrd", "unknown value 'hybrd'. Did you mean 'hybrid'? Known: auto, full"),
+        ("model.fsdp_cpu_offload=cpu", "expected true or false, got 'cpu'"),
+        ("model.torch_compile=max", "expected true or false, got 'max'"),
+        ("pretrained_checkpoint.restore_from_path=", "is empty"),
         ("model.dpo.preference_loss=dqo", "unknown value 'dqo'. Did you mean 'dpo'? Known: dpo, ipo, rpo_sq"),
         ("model.dpo.ref_policy_kl_penalty=0", "must be above 0"),
         ("model.dpo.preference_loss_weight=0", "nothing is trained"),
@@ -67,22 +82,12 @@ def test_a_value_is_refused(override: str, words: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "trainer.num_nodes=2",
-        "trainer.devices=8",
-        "trainer.devices=[0,1]",
         "trainer.max_time=00:03:30:00",
         "exp_manager.max_time_per_run=00:03:30:00",
         "exp_manager.resume_from_checkpoint=/x",
         "exp_manager.create_mlflow_logger=true",
-        "exp_manager.checkpoint_callback_params.save_nemo_on_train_end=true",
-        "pretrained_checkpoint.restore_from_path=/m/gpt.nemo",
-        "pretrained_checkpoint.restore_from_path=/m/gpt.nemo/",
         "model.peft.peft_scheme=lora",
         "model.peft.restore_from_path=/x",
-        "model.tensor_model_parallel_size=2",
-        "model.context_parallel_size=2",
-        "model.expert_model_parallel_size=2",
-        "model.sequence_parallel=true",
         "model.activations_checkpoint_num_layers=1",
         "model.data.apply_ftfy=true",
     ],
@@ -95,9 +100,25 @@ def test_what_comes_later_is_refused_with_a_way_out(override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("model.context_parallel_size=2", ("model.sequence_parallel", "activations_checkpoint_granularity=full")),
+        ("model.context_parallel_size=0", ("model.sequence_parallel", "activations_checkpoint_granularity=full")),
+        ("model.expert_model_parallel_size=2", ("FSDP shards every expert",)),
+        ("model.pipeline_model_parallel_size=2", ("FSDP and tensor parallelism shard the model",)),
+    ],
+)
+def test_a_way_to_share_work_that_is_not_taken_names_those_that_are(override: str, instead: tuple[str, ...]) -> None:
+    for (fault,) in (faults(override), sft_faults(override)):
+        assert fault.startswith(f"command line: `{override}`: {override.partition('=')[0]}: ")
+        assert " here" in fault
+        assert ": set it to 1; " in fault
+        assert all(way in fault for way in instead)
+
+
+@pytest.mark.parametrize(
     "override",
     [
-        "model.pipeline_model_parallel_size=2",
         "model.hidden_dropout=0.1",
         "model.attention_dropout=0.1",
         "model.ffn_dropout=0.1",

@@ -130,3 +130,27 @@ def test_the_rows_whose_reference_is_needed_are_those_that_steps_read(total_step
     read = sorted({int(row) for group in groups for row in group.rows})
     assert trained_rows(5, sources, 3, 4, total_steps).tolist() == read
     assert len(read) < 13 or total_steps == 9
+
+
+@given(st.integers(1, 23), st.integers(1, 9), st.integers(2, 8), st.booleans())
+def test_ranks_share_a_batch_and_make_as_many_passes(rows: int, batch: int, parts: int, packed: bool) -> None:
+    """Every row is computed by one rank, where it counts; whoever has less makes company with what does not count."""
+    members = random_examples(rows)
+    packing = Packing(True, 40 if packed else None, 2)
+    reference = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    ranks = [list(Loader(members, reference, batch, packing, parts, part).validation_groups()) for part in range(parts)]
+    alone = list(Loader(members, reference, batch, packing).validation_groups())
+    for groups in zip(alone, *ranks, strict=True):
+        whole, *shares = groups
+        assert len({len(share.batches) for share in shares}) == 1
+        for share in shares:
+            assert (share.num_examples, share.num_scored, share.num_tokens) == (
+                whole.num_examples,
+                whole.num_scored,
+                whole.num_tokens,
+            )
+            assert [last for _, _, last in share.passes] == [False] * (len(share.batches) - 1) + [True]
+        counted = [
+            value for share in shares for b, counts, _ in share.passes if counts for value in b.reference.tolist()
+        ]
+        assert sorted(counted) == sorted(value for b in whole.batches for value in b.reference.tolist())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 
-from dpolish.data.pack import Packing, collate, fill
+from dpolish.data.pack import Packing, collate, even, fill
 from dpolish.tensors import Completion, Example
 
 sizes_lists = st.lists(st.integers(1, 30), max_size=40)
@@ -95,6 +95,44 @@ def test_a_split_keeps_examples_whole_and_depends_on_lengths_alone(members: list
 
 def _renamed(completion: Completion) -> Completion:
     return replace(completion, tokens=completion.tokens[::-1].copy())
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60), st.integers(0, 45))
+def test_more_bins_than_needed_can_be_asked_for(sizes: list[int], budget: int, at_least: int) -> None:
+    bins = fill(sizes, budget, at_least)
+    assert sorted(index for members in bins for index in members) == list(range(len(sizes)))
+    assert all(len(members) == 1 or sum(sizes[i] for i in members) <= budget for members in bins)
+    needed = len(fill(sizes, budget))
+    assert len(bins) == max(needed, min(at_least, len(sizes)))
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 9))
+def test_parts_differ_by_no_more_than_the_largest(sizes: list[int], parts: int) -> None:
+    dealt = even(sizes, parts)
+    assert sorted(index for members in dealt for index in members) == list(range(len(sizes)))
+    heaviest = max(sum(sizes[i] for i in members) for members in dealt)
+    lightest = min(sum(sizes[i] for i in members) for members in dealt)
+    assert heaviest - lightest <= max(sizes, default=0), "the last one dealt went to the emptiest part"
+
+
+@given(st.lists(examples(), max_size=25), st.integers(1, 8), packings())
+def test_a_deal_gives_every_example_once_and_no_rank_more_passes_than_another(
+    members: list[Example], parts: int, packing: Packing
+) -> None:
+    count = len(members)
+    dealt = packing.deal(members, parts)
+    assert len(dealt) == parts
+    assert sorted(i for part in dealt for batch in part for i in batch) == list(range(count))
+    passes = max(len(part) for part in dealt)
+    for part in dealt:
+        rows = sum(len(batch) for batch in part)
+        assert all(part), "no empty micro-batch"
+        assert len(part) == min(passes, rows), "as many as the others, unless it has fewer rows"
+        for batch in part:
+            if packing.token_budget is None:
+                assert len(batch) <= packing.micro_batch_size
+            else:
+                assert len(batch) == 1 or sum(packing.size(members[i]) for i in batch) <= packing.token_budget
 
 
 def test_padded_batches_take_the_examples_in_order() -> None:

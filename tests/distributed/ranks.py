@@ -26,8 +26,11 @@ def _context() -> ForkServerContext:
 
 
 def _become(rank: int, size: int, environ: dict[str, str]) -> None:
+    """What torchrun tells a process; `nodes` of them are made up of the ranks of this machine."""
     os.environ.update(environ)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+    on_node = size // int(environ["NODES"])
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank % on_node))
+    os.environ.update(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(on_node))
     import torch
 
     torch.set_num_threads(1)
@@ -53,8 +56,8 @@ def _end(rank: int, size: int, environ: dict[str, str], err: Path, job: Callable
     job(*args)
 
 
-def _environ() -> dict[str, str]:
-    environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+def _environ(nodes: int = 1) -> dict[str, str]:
+    environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "NODES": str(nodes)}
     return environ | {name: os.environ[name] for name in ("DPOLISH_CACHE", "HF_HUB_OFFLINE") if name in os.environ}
 
 
@@ -65,11 +68,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(size: int, job: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `job(*args)`, a function of a module, returns on each of `size` ranks. Fails when one of them raises."""
+def run_ranks(size: int, job: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:
+    """What `job(*args)`, a function of a module, returns on each of `size` ranks. Fails when one of them raises.
+
+    Arrays come back, tensors do not: they would lie in memory that ends with the rank.
+    """
     context = _context()
     answers: Queue[Any] = context.Queue()
-    environ = _environ()
+    environ = _environ(nodes)
     processes = [
         context.Process(target=_answer, args=(rank, size, environ, answers, job, *args), daemon=True)
         for rank in range(size)

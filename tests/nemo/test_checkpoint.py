@@ -89,10 +89,17 @@ def test_two_matrices_of_a_gated_layer(tmp_path: Path, tp: int) -> None:
 def test_legacy_layers_of_transformer_engine(tmp_path: Path, tp: int) -> None:
     weights = random_weights(gated=False, bias=True)
     files = flat_files(weights, "legacy-te", prefix="model.language_model.", tp=tp, gated=False)
-    changes = {"mcore_gpt": False, "transformer_engine": True, "bias": True, "activation": "gelu"}
-    with read(files, tmp_path, tensor_model_parallel_size=tp, **changes) as checkpoint:
+    changes = {
+        "mcore_gpt": False, "transformer_engine": True, "bias": True, "activation": "gelu",
+        "position_embedding_type": "none", "tensor_model_parallel_size": tp,
+    }  # fmt: skip
+    with read(files, tmp_path, **changes) as checkpoint:
         assert same(checkpoint, weights)
         assert checkpoint.source.naming == "legacy-te"
+        assert checkpoint.config.activation == "gelu_pytorch_tanh"  # Transformer Engine's, fused or not
+    for change in ({"activation": "squared-relu"}, {"position_embedding_type": "rope"}):
+        with pytest.raises(ModelError, match="compute GELU and no rotary positions"):
+            read(files, tmp_path, **{**changes, **change})
 
 
 @pytest.mark.parametrize("tp", [1, 2])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -22,6 +22,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text("abc"), inner), max_leaves=20)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text("abcdef", min_size=1), TREES))
 def test_what_omegaconf_writes(tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]) -> None:
     value = {"x": 1, **value}

@@ -1,6 +1,8 @@
 """Conversions lose no bit, in any direction, layout and sharding; and what cannot be done is refused in one message."""
 
 import json
+import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from dpolish.errors import ConfigError, ModelError
 from dpolish.nemo.checkpoint import open_checkpoint
 from dpolish.nemo.convert import ExportChoices, ImportChoices, convert
 from dpolish.nemo.safetensors_shards import DEFAULT_SHARD_BYTES
-from dpolish.nemo.sidecar import carry_sidecar
+from dpolish.nemo.sidecar import carry_sidecar, read_sidecar, write_sidecar
 from dpolish.nemo.write.target import LAYOUTS, LayoutName
-from tests.nemo.small_weights import loaded
+from tests.data.small_tokenizers import byte_level
+from tests.nemo.archives import stacks, torch_dist_files, unpack
+from tests.nemo.small_weights import HIDDEN, loaded, random_weights
+from tests.nemo.test_checkpoint import nemo2
 from tests.nemo.tiny_hugging_face import LEGACY_LACKS, MODELS, assert_same_tensors, save_tiny, tensors_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "fixtures" / "nemo"
@@ -247,6 +252,18 @@ def test_a_model_that_is_another_one_is_refused(tmp_path: Path) -> None:
 
 
 @needs_shared
+def test_kept_norms_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    run(SHARED / "mcore_gpt2b_style.nemo", tmp_path / "model")
+    kept = read_sidecar(tmp_path / "model")
+    assert kept is not None
+    (tmp_path / "model" / "nemo_source.json").unlink()
+    shutil.rmtree(tmp_path / "model" / "nemo_source")
+    write_sidecar(tmp_path / "model", replace(kept, norms=b"nothing of the kind"))
+    with pytest.raises(ModelError, match=r"(?s)model: .*remove nemo_source\.json"):
+        run(tmp_path / "model", tmp_path / "x.nemo")
+
+
+@needs_shared
 def test_resized_embeddings_are_followed(tmp_path: Path) -> None:
     run(SHARED / "mcore_gpt2b_style.nemo", tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
@@ -257,6 +274,44 @@ def test_resized_embeddings_are_followed(tmp_path: Path) -> None:
         assert checkpoint.source.vocabulary_rows == checkpoint.config.padded_vocab_size(500, 1) == 640
     run(tmp_path / "x.nemo", tmp_path / "again")
     assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(tmp_path / "model"))
+
+
+# --- from NeMo 2 ------------------------------------------------------------------------------------------------------
+
+
+def nemo2_folder(folder: Path, **changes: object) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint of NeMo 2 with a Hugging Face tokenizer, and its weights."""
+    weights = random_weights(dtype=torch.bfloat16)
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        weights[name] = torch.randn(512, HIDDEN).bfloat16()
+    files = {**nemo2(**changes), **torch_dist_files(stacks(weights, "module."), folder="weights/")}
+    unpack(files, folder)
+    byte_level().save_pretrained(folder / "context" / "nemo_tokenizer")
+    return folder, weights
+
+
+def test_nemo_2_becomes_nemo_1_by_way_of_hugging_face(tmp_path: Path) -> None:
+    source, weights = nemo2_folder(tmp_path / "nemo2")
+    run(source, tmp_path / "model")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")(TEXT).input_ids == byte_level()(TEXT).input_ids
+    run(tmp_path / "model", tmp_path / "x.nemo")
+    with open_checkpoint(tmp_path / "x.nemo") as checkpoint:
+        assert_same_tensors(loaded(checkpoint.weights), weights)
+        assert checkpoint.source.generation == "NeMo 1"
+        assert checkpoint.source.format == "torch_dist"
+    run(tmp_path / "x.nemo", tmp_path / "again")
+    assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(tmp_path / "model"))
+    with pytest.raises(ModelError, match=r"is a checkpoint of NeMo 2.*Convert it to a Hugging Face folder"):
+        run(source, tmp_path / "direct.nemo")
+
+
+def test_nemo_2_without_a_tokenizer_wants_one(tmp_path: Path) -> None:
+    source, _ = nemo2_folder(tmp_path / "nemo2")
+    (source / "context" / "nemo_tokenizer").rename(tmp_path / "tokenizer")
+    with pytest.raises(ModelError, match=r"nemo2: it has no tokenizer that is found.*--tokenizer"):
+        run(source, tmp_path / "model")
+    run(source, tmp_path / "model", choices=ImportChoices(tokenizer=tmp_path / "tokenizer"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")(TEXT).input_ids == byte_level()(TEXT).input_ids
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

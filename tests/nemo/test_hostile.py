@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.nemo.archives import config, pack
@@ -17,7 +16,7 @@ from tests.nemo.fuzz import mutants
 from tests.nemo.hostile import CANARY, Hostile, corpus, good
 
 ROOT = Path(__file__).parents[2]
-MAX_MEGABYTES = 300
+MAX_MEGABYTES, ALLOWED_GROWTH = 300, 65
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,13 @@ class Result:
     code: int
     message: str
     peak: int
+    before: int
     events: list[str]
+
+    @property
+    def is_small(self) -> bool:
+        """Under 300 MB with the torch for CPUs; others take more by themselves."""
+        return self.peak < max(MAX_MEGABYTES, self.before + ALLOWED_GROWTH)
 
 
 def read_guarded(paths: list[Path], place: Path, *options: str) -> list[Result]:
@@ -53,7 +58,7 @@ def faults(case: Hostile, result: Result) -> list[str]:
         "a message that a terminal could obey": all(part.isprintable() for part in result.message.splitlines()),
         "a long message": len(result.message) < 2000,
         f"it did {result.events}": not result.events,
-        f"{result.peak} MB": result.peak < MAX_MEGABYTES,
+        f"{result.peak} MB": result.is_small,
     }
     return [f"{case.name}: {fault}: {result.message}" for fault, right in checks.items() if not right]
 
@@ -123,7 +128,7 @@ def check_mutants(count: int, seed: int, place: Path) -> None:
     wrong = [
         f"{path}: {result}"
         for path, result in zip(paths, results, strict=True)
-        if result.code not in (0, 2) or result.events or result.peak >= MAX_MEGABYTES
+        if result.code not in (0, 2) or result.events or not result.is_small
     ]
     assert not wrong, "\n".join(wrong[:10])
     refused = sum(result.code == 2 for result in results)
@@ -131,10 +136,5 @@ def check_mutants(count: int, seed: int, place: Path) -> None:
     assert len({re.sub(r"\d+|'[^']*'", "", result.message.partition(".nemo")[2]) for result in results}) > 30
 
 
-def test_300_mutants(tmp_path: Path) -> None:
-    check_mutants(300, 1, tmp_path)
-
-
-@pytest.mark.slow
 def test_2000_mutants(tmp_path: Path) -> None:
     check_mutants(2000, 2, tmp_path)

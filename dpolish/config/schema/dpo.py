@@ -24,7 +24,7 @@ class PretrainedCheckpointConfig:
     """The model that is polished; it is the reference too."""
 
     restore_from_path: str | None = None
-    """A Hugging Face folder or hub id. On the command line also `--model`."""
+    """A Hugging Face folder, a hub id, or a .nemo archive or its folder. On the command line also `--model`."""
 
     def __post_init__(self) -> None:
         refuse(restore_from_path=empty(self.restore_from_path))

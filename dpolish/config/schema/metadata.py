@@ -17,7 +17,7 @@ from types import MappingProxyType
 IDLE_CHECKPOINTS = {"idle": "resumable checkpoints are not in this version; the model is saved once, at the end"}
 IDLE_LORA = {"idle": "it has a meaning only with LoRA, which is not in this version"}
 IDLE_WORKERS = {"idle": "rows are tokenised before training; there is nothing left for workers to do"}
-IDLE_PADDING = {"idle": "it aligns shapes for tensor parallelism, which is not in this version"}
+IDLE_PADDING = {"idle": "rows are padded by themselves to what sequence parallelism and the attention kernel need"}
 NO_FLOAT16 = {"refused": dict.fromkeys(("16", "16-mixed", "16-true"), "float16 needs loss scaling: use bf16 or 32")}
 
 

@@ -174,9 +174,9 @@ class ModelConfig:
 
 
 _NO_CONTEXT = (
-    "a sequence is not spread over devices of its own here, because prompt and answers of a pair attend to each other "
-    "across all of it: set it to 1; model.sequence_parallel with model.tensor_model_parallel_size splits activations "
-    "along the sequence, model.activations_checkpoint_granularity=full recomputes them"
+    "a sequence is not spread over devices of its own here, because packed rows and answers that share a prompt are "
+    "computed where all of them is: set it to 1; model.sequence_parallel with model.tensor_model_parallel_size splits "
+    "activations along the sequence, model.activations_checkpoint_granularity=full recomputes them"
 )
 _NO_EXPERTS = (
     "experts are not spread by token here: set it to 1; FSDP shards every expert over the data-parallel devices"

@@ -118,7 +118,7 @@ class CheckpointConfig:
     mode: Literal["min", "max"] = field(default="min", metadata=IDLE_CHECKPOINTS)
     """Whether a small or a large value of `monitor` is good."""
     save_nemo_on_train_end: bool = False
-    """Write the final model as a .nemo archive too."""
+    """Write the final model as a .nemo archive too: checkpoints/NAME.nemo in the run directory."""
     filename: str = field(
         default="megatron_gpt--{${.monitor}:.3f}-{step}-{consumed_samples}-{epoch}",
         metadata={"idle": "a checkpoint is a folder named after its step", "literal": True},

@@ -192,7 +192,7 @@ class SftModelConfig(ModelConfig):
     """The batch, the loss, the optimizer, the data, and how the model is computed."""
 
     restore_from_path: str | None = None
-    """The model to train: a Hugging Face folder or hub id. On the command line also `--model`."""
+    """The model to train: a Hugging Face folder, a hub id, or a .nemo archive or its folder. Also `--model`."""
     micro_batch_size: int = field(
         default=1, metadata={**follow("${.data.train_ds.micro_batch_size}"), **_ONE_BATCH_SIZE}
     )

@@ -8,6 +8,7 @@ Embeddings lie in the first stage, final norm and head in the last; there a tied
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -74,7 +75,7 @@ def flat_entries(weights: Weights, layout: FlatLayout) -> Iterator[Entry]:
             folder = _folder(layout, tensor_rank, stage)
             if folder:
                 yield Folder(folder)
-            file = torch_file(dict(_rank(weights, layout, tensor_rank, stage)))
+            file = torch_file(OrderedDict(_rank(weights, layout, tensor_rank, stage)))  # as state_dict() is
             yield Member(f"{folder}/{FILE}" if folder else FILE, file.size, file.write)
 
 

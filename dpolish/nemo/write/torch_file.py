@@ -13,7 +13,7 @@ import pickle
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,6 @@ class _Pickler(pickle.Pickler):
 
 
 def _pickled(value: object) -> tuple[bytes, list[StoredTensor]]:
-    if isinstance(value, Mapping):
-        value = OrderedDict(value)
     buffer = io.BytesIO()
     pickler = _Pickler(buffer)
     pickler.dump(value)
