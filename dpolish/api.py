@@ -348,18 +348,21 @@ def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> Ru
     precision = config.trainer.precision or ("32" if plan.precision == "32" else "bf16")
     accelerator = cast(Accelerator, "gpu" if plan.device == "cuda" else plan.device)
     named = isinstance(config.trainer.devices, tuple)  # by their indices, as many as there are
-    ranks = {"num_nodes": plan.layout.num_nodes} | ({} if named else {"devices": plan.layout.devices})
+    devices = config.trainer.devices if named else plan.layout.devices
+    nodes = plan.layout.num_nodes
     manager = replace(config.exp_manager, explicit_log_dir=str(directory))
     if isinstance(config, SftConfig):
         return replace(
             config,
-            trainer=replace(config.trainer, precision=precision, accelerator=accelerator, **ranks),
+            trainer=replace(
+                config.trainer, precision=precision, accelerator=accelerator, num_nodes=nodes, devices=devices
+            ),
             exp_manager=manager,
             model=_used_sft_model(config, prepared, assembled),
         )
     return replace(
         config,
-        trainer=replace(config.trainer, precision=precision, accelerator=accelerator, **ranks),
+        trainer=replace(config.trainer, precision=precision, accelerator=accelerator, num_nodes=nodes, devices=devices),
         exp_manager=manager,
         model=_used_dpo_model(config, prepared, assembled),
     )

@@ -138,7 +138,8 @@ def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = prin
         token_budget=plan.tokens_per_micro_batch,
         micro_batch_size=config.model.micro_batch_size,
         multiple_of=math.lcm(
-            FLEX_MULTIPLE if backend == "flex" else 1, plan.layout.tensor if config.model.sequence_parallel else 1
+            FLEX_MULTIPLE if backend == "flex" else 1,
+            plan.layout.context * (plan.layout.tensor if config.model.sequence_parallel else 1),
         ),
     )
     return Prepared(

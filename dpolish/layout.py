@@ -3,8 +3,11 @@
     world = replicate × shard × tensor        tensor varies fastest, so that its ranks lie in one node
 
     tensor      ranks that split every weight matrix and see the same rows (tensor parallelism)
-    shard       ranks that hold one copy of the model between them, each with rows of its own (FSDP)
+    shard       ranks that hold one copy of the model between them (FSDP)
     replicate   such groups, each with a whole copy (HSDP: gradients are all-reduced between them)
+
+Within `shard` neighbours may share their rows, each with a part of every sequence (`context`); otherwise each has rows
+of its own.
 
 Read without torch.
 """
@@ -31,6 +34,8 @@ class RankLayout:
     """Ranks on each node."""
     tensor: int = 1
     shard: int = 1
+    context: int = 1
+    """Ranks that share a sequence, a divisor of `shard`."""
 
     @property
     def world(self) -> int:
@@ -39,20 +44,21 @@ class RankLayout:
 
     @property
     def data(self) -> int:
-        """Ranks, or groups of tensor-parallel ones, that have rows of their own."""
-        return self.world // self.tensor
+        """Ranks, or groups of tensor- and context-parallel ones, that have rows of their own."""
+        return self.world // (self.tensor * self.context)
 
     @property
     def replicate(self) -> int:
         """Whole copies of the model."""
-        return self.data // self.shard
+        return self.world // (self.tensor * self.shard)
 
     def __str__(self) -> str:
         if self.world == 1:
             return "1 rank"
         nodes = f"{self.num_nodes} nodes × {self.devices}" if self.num_nodes > 1 else str(self.world)
         copies = "1 copy" if self.replicate == 1 else f"{self.replicate} copies"
-        return f"{nodes} ranks = {copies} × {self.shard} FSDP shards × {self.tensor} tensor-parallel"
+        context = f", {self.context} of them to a sequence," if self.context > 1 else ""
+        return f"{nodes} ranks = {copies} × {self.shard} FSDP shards{context} × {self.tensor} tensor-parallel"
 
 
 def make_layout(
@@ -62,10 +68,11 @@ def make_layout(
     strategy: ShardingStrategy,
     num_parameters: int,
     memory: int,
+    context: int = 1,
 ) -> RankLayout:
     """The groups of `num_nodes × devices` ranks. `memory` is what one rank may take, in bytes.
 
-    Raises ConfigError when the tensor-parallel size does not divide them.
+    Raises ConfigError when the tensor- and context-parallel sizes do not divide them.
     """
     world = num_nodes * devices
     if world % tensor:
@@ -79,13 +86,17 @@ def make_layout(
             f"model.tensor_model_parallel_size={tensor} does not divide trainer.devices={devices}: a group of "
             "tensor-parallel ranks must lie in one node, for it exchanges every layer's activations"
         )
-    data = world // tensor
     within_node = max(devices // tensor, 1)
+    if world // tensor % context or (within_node % context and num_nodes > 1):
+        raise ConfigError(
+            f"model.context_parallel_size={context} does not divide the {within_node} ranks of a node (of {world} in "
+            f"all) that model.tensor_model_parallel_size={tensor} leaves: ranks that share a sequence lie in one node"
+        )
     if strategy == "auto":
         small = STATE_BYTES * num_parameters / tensor < REPLICATED_SHARE * memory
         strategy = "replicate" if small else "hybrid" if _fits(num_parameters, tensor * within_node, memory) else "full"
-    shard = {"replicate": 1, "hybrid": within_node, "full": data}[strategy]
-    return RankLayout(num_nodes, devices, tensor, shard)
+    shard = {"replicate": context, "hybrid": within_node, "full": world // tensor}[strategy]
+    return RankLayout(num_nodes, devices, tensor, shard, context)
 
 
 def _fits(num_parameters: int, ranks: int, memory: int) -> bool:

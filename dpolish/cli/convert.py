@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dpolish.cli.process import prepare_process
+from dpolish.nemo.kind import is_nemo
 
 _LAYOUTS = click.Choice(["mcore-zarr", "mcore-torch-dist", "legacy"])
 _DTYPES = click.Choice(["bf16", "fp16", "fp32"])
@@ -49,6 +50,12 @@ def convert(source: str, destination: Path, shard_size: int, overwrite: bool, **
     dpolish convert legacy.nemo mcore.nemo
     """
     prepare_process()
+    if is_nemo(Path(source)):
+        from dpolish.nemo.checkpoint import open_checkpoint
+
+        # What is damaged or hostile is refused before anything large is loaded.
+        with open_checkpoint(Path(source), scale_positional_embedding=choices["scale_positional_embedding"]):
+            pass
     from dpolish.nemo.convert import ImportChoices, export_choices
     from dpolish.nemo.convert import convert as run
 

@@ -135,7 +135,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
         hidden, weight, bias, targets, normalisers, mine, share, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
         dhidden = torch.empty_like(hidden) if needs_hidden else None
-        dweight = torch.empty_like(weight) if needs_weight else None
+        # A rank whose part of the sequence is not scored (context parallelism) adds nothing.
+        begin = torch.empty_like if len(hidden) else torch.zeros_like
+        dweight = begin(weight) if needs_weight else None
         dbias = torch.zeros_like(bias) if needs_bias else None
         for index, rows in enumerate(_chunks(len(hidden), ctx.chunk)):  # type: ignore[attr-defined]
             if index < len(kept):

@@ -76,7 +76,7 @@ def load_model(path: str, how: Spread) -> LoadedModel:
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{path}: the weights are quantized and cannot be trained; name the model as it was before")
     silenced = silence(config)
-    attention.register()
+    attention.register(compiled=how.compiled)
     with _explained(path, "the weights"):
         model, info = _from_pretrained(path, config, torch.promote_types(how.dtype, torch.float32), how)
     faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
@@ -96,7 +96,7 @@ def load_model(path: str, how: Spread) -> LoadedModel:
         if how.dtype != model.dtype:
             masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
             model.to(how.dtype)  # type: ignore[arg-type]
-    if how.dtype == torch.float32:
+    if how.dtype == torch.float32 and not how.compiled:  # the compiler does it itself
         fuse_norms(model)
     return LoadedModel(model, masters, silenced, tuple(sorted(info["unexpected_keys"])))
 

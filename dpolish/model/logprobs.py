@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from dpolish.model.attention import ATTENTION_NAME, Geometry, use_geometry
 from dpolish.model.head import LogitTransform, VocabularyPart, chunked_logprobs
 from dpolish.parallel.apply import within
+from dpolish.parallel.context import gathered_scores, my_places
 from dpolish.parallel.mesh import Mesh
 from dpolish.parallel.tensor import local, vocabulary_range
 from dpolish.tensors import CompletionLogProbs, PackedBatch
@@ -70,7 +71,7 @@ class Policy:
 def attending(policy: Policy, batch: PackedBatch) -> Iterator[Geometry]:
     """Run the model on this batch's layout inside: forward and backward both belong here."""
     assert (policy.backend == STOCK) == (policy.model.config._attn_implementation != ATTENTION_NAME)
-    geometry = Geometry(batch.layout, policy.backend)
+    geometry = Geometry(batch.layout, policy.backend, policy.mesh.context)
     with use_geometry(geometry):
         yield geometry
 
@@ -88,18 +89,32 @@ def token_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
 
 
 def _token_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
-    hidden = hidden_states(policy, batch).index_select(0, batch.score_at)
+    hidden, score_at, targets, mine = hidden_states(policy, batch), batch.score_at, batch.targets, None
+    if policy.mesh.context is not None:  # this rank has some of the places, and scores what stands there
+        group = policy.mesh.context.get_group()
+        places = my_places(torch.arange(batch.tokens.numel(), device=score_at.device).view_as(batch.tokens), group)
+        own = torch.full((batch.tokens.numel(),), -1, device=score_at.device)
+        own[places.flatten()] = torch.arange(places.numel(), device=score_at.device)
+        mine = own[score_at] >= 0
+        score_at, targets = own[score_at][mine], targets[mine]
     weight, bias = local(policy.head.weight), local(policy.head.bias)
-    return chunked_logprobs(hidden, weight, bias, batch.targets, policy.transform, policy.vocabulary_part)
+    scored = hidden.index_select(0, score_at)
+    logprobs = chunked_logprobs(scored, weight, bias, targets, policy.transform, policy.vocabulary_part)
+    return logprobs if mine is None else gathered_scores(logprobs, mine, group)
 
 
 def hidden_states(policy: Policy, batch: PackedBatch) -> Tensor:
-    """(T, D): the backbone's last hidden state at every place."""
+    """(T, D): the backbone's last hidden state at every place, or at this rank's where it has some of them."""
     inputs = {"input_ids": batch.tokens, "use_cache": False}
     if policy.backend == STOCK:
+        assert policy.mesh.context is None, "a model's own attention sees whole rows only"
         inputs["attention_mask"] = _padding_mask(batch)
-    else:
+    elif policy.mesh.context is None:
         inputs["position_ids"] = batch.positions
+    else:
+        group = policy.mesh.context.get_group()
+        inputs = {**inputs, "input_ids": my_places(batch.tokens, group)}
+        inputs["position_ids"] = my_places(batch.positions, group)
     hidden: Tensor = policy.backbone(**inputs).last_hidden_state
     return hidden.flatten(0, 1)
 

@@ -55,6 +55,11 @@ def verified(
         raise ModelError(
             f"{name} cannot run with model.prefix_sharing={sharing}: {finding.reason}. Use model.prefix_sharing=auto."
         )
+    if policy.mesh.context is not None:
+        raise ModelError(
+            f"{name} cannot run with model.context_parallel_size={policy.mesh.layout.context}: {finding.reason}. "
+            "Set it to 1"
+        )
     plain = on_stock_attention(policy)
     padded = replace(packing, shared=False, token_budget=None)
     fallback = examine(plain, padded, probe)

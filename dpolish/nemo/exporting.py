@@ -77,6 +77,18 @@ class _Model:
     """Rows of the embedding that were not added for NeMo's sake alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """An archive of which all is settled, and nothing written."""
+
+    model: _Model
+    target: Target
+    weights: Weights
+    """With as many rows in the embedding as the archive has."""
+    config: Mapping[str, object]
+    config_file: bytes
+
+
 def export_nemo(
     folder: Path,
     destination: Path,
@@ -91,17 +103,16 @@ def export_nemo(
     A model that was imported keeps its configuration, tokenizer and number of rows. Raises ModelError for what NeMo
     cannot compute, and for a model that is no longer the one that was imported.
     """
-    choices, kept = choices or ExportChoices(), read_sidecar(folder)
     with new_archive(destination, overwrite) as file:
-        layout: LayoutName = "mcore-zarr"
-        if kept is None:
-            model, ranks = _new(folder, choices.tokenizer, say), (1, 1)
-        else:
-            model, layout = _kept(folder, kept, choices, say), _ORIGINAL_LAYOUTS.get(kept.layout, "mcore-zarr")
-            ranks = (kept.tensor_parallel, kept.pipeline_parallel)
-        dtypes = _dtypes(model.weights, kept, choices.dtype, say)
-        model = replace(model, weights=with_dtypes(model.weights, dtypes))
-        _write(file, model, _target(choices, layout, ranks), choices.dtype, destination.name, show)
+        _write(file, _exported(folder, choices or ExportChoices(), say), destination.name, show)
+
+
+def require_exportable(folder: Path, choices: ExportChoices | None = None) -> None:
+    """Raise what `export_nemo` would raise for the model in `folder`, before a run is spent on it.
+
+    Nothing is written, and of the weights only the headers are read.
+    """
+    _exported(folder, choices or ExportChoices(), lambda _: None)
 
 
 def relayout(
@@ -141,7 +152,8 @@ def relayout(
             real_rows=_real_rows(checkpoint.raw_config) or checkpoint.source.vocabulary_rows,
         )
         ranks = (checkpoint.source.tensor_parallel, checkpoint.source.pipeline_parallel)
-        _write(file, model, _target(choices, "mcore-zarr", ranks), choices.dtype, destination.name, show)
+        target = _target(choices, "mcore-zarr", ranks)
+        _write(file, _planned(model, target, choices.dtype), destination.name, show)
 
 
 def _target(choices: ExportChoices, layout: LayoutName, ranks: tuple[int, int]) -> Target:
@@ -149,6 +161,20 @@ def _target(choices: ExportChoices, layout: LayoutName, ranks: tuple[int, int]) 
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _exported(folder: Path, choices: ExportChoices, say: Callable[[str], None]) -> _Plan:
+    """The archive of the model in a Hugging Face folder."""
+    kept = read_sidecar(folder)
+    layout: LayoutName = "mcore-zarr"
+    if kept is None:
+        model, ranks = _new(folder, choices.tokenizer, say), (1, 1)
+    else:
+        model, layout = _kept(folder, kept, choices, say), _ORIGINAL_LAYOUTS.get(kept.layout, "mcore-zarr")
+        ranks = (kept.tensor_parallel, kept.pipeline_parallel)
+    dtypes = _dtypes(model.weights, kept, choices.dtype, say)
+    model = replace(model, weights=with_dtypes(model.weights, dtypes))
+    return _planned(model, _target(choices, layout, ranks), choices.dtype)
 
 
 def _new(folder: Path, name: str | None, say: Callable[[str], None]) -> _Model:
@@ -247,7 +273,8 @@ def _dtypes(
 # --- the archive ------------------------------------------------------------------------------------------------------
 
 
-def _write(file: BinaryIO, model: _Model, target: Target, dtype: torch.dtype | None, name: str, show: Show) -> None:
+def _planned(model: _Model, target: Target, dtype: torch.dtype | None) -> _Plan:
+    """The archive of a model in a layout; `dtype` is of all weights where one was asked for."""
     have, tokenizer = model.weights[_EMBEDDING].shape[0], model.tokenizer
     rows = rows_for(have, tokenizer.size or have, target.tensor_parallel)
     weights = with_rows(model.weights, rows)
@@ -259,13 +286,19 @@ def _write(file: BinaryIO, model: _Model, target: Target, dtype: torch.dtype | N
     made |= {HINT: hint} if hint else {}
     unchanged = model.raw_file is not None and made == model.raw
     text = model.raw_file if unchanged and model.raw_file is not None else _yaml(made)
+    return _Plan(model, target, weights, made, text)
+
+
+def _write(file: BinaryIO, plan: _Plan, name: str, show: Show) -> None:
     entries = [
-        *(in_memory(name, content) for name, content in sorted(tokenizer.artifacts.items())),
-        in_memory(CONFIG, text),
+        *(in_memory(artifact, content) for artifact, content in sorted(plan.model.tokenizer.artifacts.items())),
+        in_memory(CONFIG, plan.config_file),
     ]
-    size = sum(map(nbytes, weights.values()))
+    size = sum(map(nbytes, plan.weights.values()))
     with megabytes(show, f"writing {name}", size) as wrote:
-        write_tar(file, chain(entries, weight_entries(weights, model.config, made, target)), wrote)
+        write_tar(
+            file, chain(entries, weight_entries(plan.weights, plan.model.config, plan.config, plan.target)), wrote
+        )
 
 
 def _hint(before: object, model: _Model, rows: int) -> dict[str, object]:

@@ -53,7 +53,7 @@ def spread(model: PreTrainedModel, how: Spread) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if how.compiled:
         for layer in decoder_layers(model):
-            layer.compile()
+            layer.compile(dynamic=True)  # no two micro-batches have the same length
     if how.mesh.groups is not None:
         _shard(model, how)
 

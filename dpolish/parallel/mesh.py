@@ -25,6 +25,8 @@ class Mesh:
     rank: int = 0
     groups: DeviceMesh | None = None
     """Dimensions replicate, shard, tensor; None on one rank."""
+    context: DeviceMesh | None = None
+    """The ranks that share every sequence with this one, itself included; None where it has all of each."""
 
     @staticmethod
     def joined(layout: RankLayout, device: torch.device) -> "Mesh":
@@ -33,7 +35,12 @@ class Mesh:
             return Mesh(layout, device)
         shape = (layout.replicate, layout.shard, layout.tensor)
         groups = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
-        return Mesh(layout, device, dist.get_rank(), groups)
+        context = None
+        if layout.context > 1:
+            finer = (layout.replicate, layout.shard // layout.context, layout.context, layout.tensor)
+            names = ("replicate", "rows", "context", "tensor")
+            context = init_device_mesh(device.type, finer, mesh_dim_names=names)["context"]
+        return Mesh(layout, device, dist.get_rank(), groups, context)
 
     @property
     def size(self) -> int:
@@ -52,13 +59,13 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        """Which part is this rank's: ranks that share weight matrices have the same."""
-        return self.rank // self.layout.tensor
+        """Which part is this rank's: ranks that share weight matrices, or sequences, have the same."""
+        return self.rank // (self.layout.tensor * self.layout.context)
 
     @property
-    def tensor_rank(self) -> int:
-        """The part of every weight matrix that is this rank's."""
-        return self.rank % self.layout.tensor
+    def speaks(self) -> bool:
+        """True on one of the ranks that have the same rows: what all of them know is counted once."""
+        return self.rank % (self.layout.tensor * self.layout.context) == 0
 
     @property
     def tensor(self) -> DeviceMesh | None:

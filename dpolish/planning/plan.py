@@ -91,7 +91,9 @@ def make_plan(
         largest_micro_batch=tokens,
         schedule=_schedule(config, model, total),
         layout=layout,
-        memory=memory_of(model, layout, work_of(config, machine, tokens, train), machine.memory),
+        memory=memory_of(
+            model, layout, work_of(config, machine, math.ceil(tokens / layout.context), train), machine.memory
+        ),
         available_memory=machine.memory,
     )
 
@@ -106,8 +108,9 @@ def rank_layout(config: RunConfig, model: ModelFacts, machine: Machine) -> RankL
         sharding_strategy(config),
         model.num_parameters,
         machine.memory,
+        config.model.context_parallel_size,
     )
-    if fault := heads_fault(model, tensor, machine.devices):
+    if fault := heads_fault(model, tensor, machine.devices) or context_fault(model, layout):
         raise ConfigError(fault)
     return layout
 
@@ -125,6 +128,20 @@ def heads_fault(model: ModelFacts, tensor: int, devices: int) -> str | None:
             return (
                 f"model.tensor_model_parallel_size={tensor} does not divide the {number} {name} of {model.folder}. "
                 f"Sizes that divide its heads and trainer.devices={devices}: {sizes}"
+            )
+    return None
+
+
+def context_fault(model: ModelFacts, layout: RankLayout) -> str | None:
+    """Why ranks that share a sequence cannot share the model's heads during attention; None where they can."""
+    for name, number in (("attention heads", model.num_heads), ("key/value heads", model.num_key_value_heads)):
+        if number % (layout.tensor * layout.context):
+            return (
+                f"model.context_parallel_size={layout.context}"
+                + (f" × model.tensor_model_parallel_size={layout.tensor}" if layout.tensor > 1 else "")
+                + f" does not divide the {number} {name} of {model.folder}, which such ranks share during attention. "
+                "model.sequence_parallel with model.tensor_model_parallel_size, or "
+                "model.activations_checkpoint_granularity=full, saves activations too"
             )
     return None
 

@@ -120,7 +120,7 @@ def _score_block(
     for index in range(max(len(batches) for batches in dealt)):
         part = mine[index] if index < len(mine) else [len(block) - 1]  # the shortest, for company's sake
         values = _score_batch(policy, [examples[row] for row in block[part]], packing)
-        if index < len(mine) and policy.mesh.tensor_rank == 0:
+        if index < len(mine) and policy.mesh.speaks:
             scores[part] = values
     yield block, policy.mesh.sum(torch.from_numpy(scores)).numpy()
 

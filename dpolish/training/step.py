@@ -37,7 +37,7 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
             if run.data.reference is not None and not run.plan.moved_by(step):
                 batch = at_reference(logprobs, batch, run.policy.dtype)
             losses, values = run.objective(logprobs, batch)
-            weight = mesh.data_size if counts else 0  # FSDP averages gradients over data-parallel ranks: undo it
+            weight = mesh.layout.replicate * mesh.layout.shard if counts else 0  # FSDP averages over them: undo it
             (losses.sum() * weight / denominator).backward()  # type: ignore[no-untyped-call]
         metrics += StepMetrics.of(values, counted=counts)
         tick()
@@ -56,7 +56,7 @@ def train_step(run: Run, group: BatchGroup, step: int) -> tuple[StepMetrics, flo
 def over_ranks(mesh: Mesh, metrics: StepMetrics, share: Tensor | None = None) -> tuple[StepMetrics, float]:
     """Metric sums over all ranks, and the sum of a further number of each, in one collective."""
     names = sorted(metrics.sums)
-    counted = 1.0 if mesh.tensor_rank == 0 else 0.0  # ranks that share weight matrices have the same rows
+    counted = 1.0 if mesh.speaks else 0.0
     own = torch.stack([*(metrics.sums[name].cpu() for name in names), torch.tensor(metrics.count, dtype=torch.float64)])
     extra = torch.zeros(1, dtype=torch.float64) if share is None else share.detach().cpu().reshape(1)
     *sums, count, total = mesh.sum(torch.cat([own * counted, extra]))

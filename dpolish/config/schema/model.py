@@ -147,7 +147,7 @@ class ModelConfig:
     pipeline_model_parallel_size: int = 1
     """Devices that share the layers: always 1."""
     context_parallel_size: int = 1
-    """Devices that share a sequence: always 1."""
+    """Devices that share every row, each with a part of its sequence, for rows whose activations fit on no one."""
     expert_model_parallel_size: int = 1
     """Devices that share the experts: always 1."""
     sequence_parallel: bool = False
@@ -173,11 +173,6 @@ class ModelConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-_NO_CONTEXT = (
-    "a sequence is not spread over devices of its own here, because packed rows and answers that share a prompt are "
-    "computed where all of them is: set it to 1; model.sequence_parallel with model.tensor_model_parallel_size splits "
-    "activations along the sequence, model.activations_checkpoint_granularity=full recomputes them"
-)
 _NO_EXPERTS = (
     "experts are not spread by token here: set it to 1; FSDP shards every expert over the data-parallel devices"
 )
@@ -192,7 +187,7 @@ def model_faults(model: ModelConfig, no_dropout: str) -> dict[str, bool | str]:
         and later("recomputing some layers only is", "set it to null, every layer is recomputed"),
         "tensor_model_parallel_size": below(1, model.tensor_model_parallel_size),
         "pipeline_model_parallel_size": model.pipeline_model_parallel_size != 1 and pipeline,
-        "context_parallel_size": model.context_parallel_size != 1 and _NO_CONTEXT,
+        "context_parallel_size": below(1, model.context_parallel_size),
         "expert_model_parallel_size": model.expert_model_parallel_size != 1 and _NO_EXPERTS,
         "hidden_dropout": model.hidden_dropout != 0 and no_dropout,
         "attention_dropout": model.attention_dropout != 0 and no_dropout,

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from dpolish.tensors import Layout, Span
 
@@ -19,6 +20,8 @@ class Geometry:
 
     layout: Layout
     backend: str
+    context: DeviceMesh | None = None
+    """The ranks that have a part of every row each; they exchange sequence for heads during attention."""
     calls: int = 0
     """How often the attention function ran: the start-up check counts layers with it."""
     derived: dict[object, Any] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from dpolish.model.attention.dense import dense
 from dpolish.model.attention.flex import flex
 from dpolish.model.attention.geometry import Current, Geometry, Spec
 from dpolish.model.attention.segments import segments
+from dpolish.parallel.context import to_heads, to_sequence
 from dpolish.registry import Registry
 
 ATTENTION_NAME = "dpolish"
@@ -56,13 +57,21 @@ def attend(  # the arguments that transformers passes, by its names
     assert dropout == 0.0, "dropout reached the attention function"
     geometry.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    spec = Spec(scale, sliding_window, softcap, s_aux)
-    return BACKENDS[geometry.backend](geometry, query, key, value, spec), None
+    if geometry.context is None:
+        spec = Spec(scale, sliding_window, softcap, s_aux)
+        return BACKENDS[geometry.backend](geometry, query, key, value, spec), None
+    group = geometry.context.get_group()
+    spec = Spec(scale, sliding_window, softcap, None if s_aux is None else s_aux.chunk(group.size())[group.rank()])
+    query, key, value = (to_heads(side, group) for side in (query, key, value))
+    return to_sequence(BACKENDS[geometry.backend](geometry, query, key, value, spec), group), None
 
 
-def register() -> None:
-    """Make `attend` known to transformers under ATTENTION_NAME."""
-    AttentionInterface.register(ATTENTION_NAME, attend)
+def register(*, compiled: bool = False) -> None:
+    """Make `attend` known to transformers under ATTENTION_NAME; compiled layers call it as it is, between their parts.
+
+    What it does depends on the micro-batch's layout: traced, it would be compiled anew for every one.
+    """
+    AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(attend) if compiled else attend)  # type: ignore[no-untyped-call]
 
 
 def choose_backend(asked: str, device: torch.device, forbidden: frozenset[str] = frozenset()) -> str:
