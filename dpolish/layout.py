@@ -12,6 +12,7 @@ of its own.
 Read without torch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,8 @@ class RankLayout:
     shard: int = 1
     context: int = 1
     """Ranks that share a sequence, a divisor of `shard`."""
+    expert: int = 1
+    """Ranks that have experts of their own, and send each other tokens: a divisor of `shard`."""
 
     @property
     def world(self) -> int:
@@ -58,7 +61,8 @@ class RankLayout:
         nodes = f"{self.num_nodes} nodes × {self.devices}" if self.num_nodes > 1 else str(self.world)
         copies = "1 copy" if self.replicate == 1 else f"{self.replicate} copies"
         context = f", {self.context} of them to a sequence," if self.context > 1 else ""
-        return f"{nodes} ranks = {copies} × {self.shard} FSDP shards{context} × {self.tensor} tensor-parallel"
+        experts = f", experts over {self.expert}" if self.expert > 1 else ""
+        return f"{nodes} ranks = {copies} × {self.shard} FSDP shards{context} × {self.tensor} tensor-parallel{experts}"
 
 
 def make_layout(
@@ -69,10 +73,11 @@ def make_layout(
     num_parameters: int,
     memory: int,
     context: int = 1,
+    expert: int = 1,
 ) -> RankLayout:
     """The groups of `num_nodes × devices` ranks. `memory` is what one rank may take, in bytes.
 
-    Raises ConfigError when the tensor- and context-parallel sizes do not divide them.
+    Raises ConfigError when the tensor-, context- and expert-parallel sizes do not divide them.
     """
     world = num_nodes * devices
     if world % tensor:
@@ -95,8 +100,19 @@ def make_layout(
     if strategy == "auto":
         small = STATE_BYTES * num_parameters / tensor < REPLICATED_SHARE * memory
         strategy = "replicate" if small else "hybrid" if _fits(num_parameters, tensor * within_node, memory) else "full"
-    shard = {"replicate": context, "hybrid": within_node, "full": world // tensor}[strategy]
-    return RankLayout(num_nodes, devices, tensor, shard, context)
+    if expert > 1 and tensor > 1:
+        raise ConfigError(
+            f"model.expert_model_parallel_size={expert} with model.tensor_model_parallel_size={tensor}: experts are "
+            "spread over data-parallel ranks here. Set one of the two to 1"
+        )
+    least = math.lcm(context, expert)
+    shard = {"replicate": least, "hybrid": within_node, "full": world // tensor}[strategy]
+    if shard % least:
+        raise ConfigError(
+            f"model.expert_model_parallel_size={expert} does not divide the {shard} ranks that hold a copy of the "
+            f"model together. Sizes that do: {', '.join(str(n) for n in range(1, shard + 1) if shard % n == 0)}"
+        )
+    return RankLayout(num_nodes, devices, tensor, shard, context, expert)
 
 
 def _fits(num_parameters: int, ranks: int, memory: int) -> bool:

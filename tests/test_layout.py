@@ -54,6 +54,16 @@ def test_a_group_beyond_its_node_is_refused() -> None:
         make_layout(4, 2, 4, "auto", SMALL, H100)
 
 
+def test_ranks_that_share_sequences_lie_among_the_shards_of_a_node() -> None:
+    made = make_layout(2, 8, 2, "hybrid", BIG, H100, context=4)
+    assert (made.replicate, made.shard, made.context, made.tensor, made.data) == (2, 4, 4, 2, 2)
+    assert make_layout(1, 4, 1, "replicate", SMALL, H100, context=2).shard == 2, "a copy for each sequence"
+    with pytest.raises(ConfigError, match=r"context_parallel_size=3 does not divide the 8 ranks"):
+        make_layout(2, 8, 1, "auto", SMALL, H100, context=3)
+    with pytest.raises(ConfigError, match=r"context_parallel_size=8 does not divide the 4 ranks"):
+        make_layout(2, 8, 2, "auto", SMALL, H100, context=8)
+
+
 def test_in_words() -> None:
     assert str(RankLayout()) == "1 rank"
     assert str(RankLayout(devices=2)) == "2 ranks = 2 copies × 1 FSDP shards × 1 tensor-parallel"

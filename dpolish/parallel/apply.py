@@ -1,6 +1,6 @@
 """How a model is spread over ranks: the whole order, in one function, on a model whose weights are not loaded yet.
 
-    tensor parallelism → recomputation of activations → compilation → FSDP
+    tensor parallelism → expert parallelism → recomputation of activations → compilation → FSDP
 
 Compiled layers have FSDP's hooks outside of them; a recomputed layer gathers its weights again.
 """
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from dpolish.parallel.experts import experts_of, split_experts
 from dpolish.parallel.mesh import Mesh
 from dpolish.parallel.tensor import decoder_layers, split_model
 
@@ -49,6 +50,8 @@ def spread(model: PreTrainedModel, how: Spread) -> None:
     model.tie_weights()  # FSDP must see one parameter where there is one
     if how.mesh.tensor is not None:
         split_model(model, how.mesh.tensor, sequence=how.sequence_parallel)
+    if how.mesh.experts is not None:
+        split_experts(model, how.mesh)
     if how.recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if how.compiled:
@@ -70,6 +73,14 @@ def _shard(model: PreTrainedModel, how: Spread) -> None:
         "mp_policy": precision,
         "offload_policy": offload,
     }
+    if how.mesh.experts is not None:
+        for module in experts_of(model):
+            sharded = fully_shard(module, **{**options, "mesh": how.mesh.experts["replicate", "shard"]})
+            assert isinstance(sharded, FSDPModule)
+            # Its tokens come from all data-parallel ranks: the sum over those is what the others average over.
+            sharded.set_gradient_divide_factor(float(how.mesh.layout.replicate * how.mesh.layout.shard))
+            if how.mesh.experts["shard"].size() > 1:  # other back ends than NCCL know no factor of their own
+                sharded.set_force_sum_reduction_for_comms(True)
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)

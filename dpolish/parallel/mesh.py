@@ -27,6 +27,8 @@ class Mesh:
     """Dimensions replicate, shard, tensor; None on one rank."""
     context: DeviceMesh | None = None
     """The ranks that share every sequence with this one, itself included; None where it has all of each."""
+    experts: DeviceMesh | None = None
+    """Dimensions replicate, shard, expert: the same ranks as experts see them; None where none are of their own."""
 
     @staticmethod
     def joined(layout: RankLayout, device: torch.device) -> "Mesh":
@@ -40,7 +42,11 @@ class Mesh:
             finer = (layout.replicate, layout.shard // layout.context, layout.context, layout.tensor)
             names = ("replicate", "rows", "context", "tensor")
             context = init_device_mesh(device.type, finer, mesh_dim_names=names)["context"]
-        return Mesh(layout, device, dist.get_rank(), groups, context)
+        experts = None
+        if layout.expert > 1:
+            coarser = (layout.replicate, layout.shard // layout.expert, layout.expert)
+            experts = init_device_mesh(device.type, coarser, mesh_dim_names=("replicate", "shard", "expert"))
+        return Mesh(layout, device, dist.get_rank(), groups, context, experts)
 
     @property
     def size(self) -> int:

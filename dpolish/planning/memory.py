@@ -30,7 +30,7 @@ class Work:
     precision: str
     """32 or bf16."""
     tokens: int
-    """Tokens of its largest micro-batch."""
+    """Tokens of its largest micro-batch, of which context-parallel ranks compute a part each."""
     scored_share: float = 1.0
     """How many of them are scored, so that they have logits."""
     recompute: bool = False
@@ -135,7 +135,7 @@ def activations_of(model: ModelFacts, layout: RankLayout, work: Work) -> float:
     )
     busy = (2 * model.hidden_size + 3 * model.intermediate_size / split) * work.itemsize
     layers = model.num_layers * model.hidden_size / along + kept if work.recompute else model.num_layers * kept
-    return work.tokens * (layers * work.itemsize + busy)
+    return work.tokens / layout.context * (layers * work.itemsize + busy)
 
 
 def _kept(work: Work) -> tuple[int, int]:
@@ -153,4 +153,5 @@ def _head(model: ModelFacts, layout: RankLayout, work: Work) -> float:
     """Bytes of logits, and of the head's gradient before it is added to the others'."""
     vocabulary = model.vocabulary_size / layout.tensor
     gradient = vocabulary * model.hidden_size * work.itemsize
-    return min(work.tokens * work.scored_share * vocabulary * 4, HEAD_BYTES) + gradient
+    scored = work.tokens * work.scored_share / layout.context
+    return min(scored * vocabulary * 4, HEAD_BYTES) + gradient

@@ -1,7 +1,8 @@
 """The nearest way to run a model that fits: which few settings to change, where a plan does not fit or cannot be.
 
 Tried are all tensor-parallel sizes that divide the model's heads and a node, every sharding strategy, recomputation,
-sequence parallelism, and smaller micro-batches; if nothing fits, more nodes. Nearest is what changes least.
+sequence parallelism, no context parallelism, and smaller micro-batches; if nothing fits, more nodes. Nearest is what
+changes least.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from dpolish.errors import ConfigError
 from dpolish.facts import ModelFacts
 from dpolish.layout import RankLayout, ShardingStrategy, make_layout
 from dpolish.planning.memory import Work, fitting_tokens, memory_of
-from dpolish.planning.plan import tensor_sizes
+from dpolish.planning.plan import context_fault, tensor_sizes
 from dpolish.planning.values import Machine
 
 _STRATEGIES: tuple[ShardingStrategy, ...] = ("auto", "full", "hybrid", "replicate")
@@ -26,14 +27,24 @@ class Choice:
 
     num_nodes: int
     tensor: int
+    context: int
     strategy: ShardingStrategy
     work: Work
 
     def layout(self, model: ModelFacts, machine: Machine) -> RankLayout:
-        """The groups of ranks; raises ConfigError where they do not divide."""
-        return make_layout(
-            self.num_nodes, machine.devices, self.tensor, self.strategy, model.num_parameters, machine.memory
+        """The groups of ranks; raises ConfigError where they do not divide, or the model's heads over them."""
+        layout = make_layout(
+            self.num_nodes,
+            machine.devices,
+            self.tensor,
+            self.strategy,
+            model.num_parameters,
+            machine.memory,
+            self.context,
         )
+        if fault := context_fault(model, layout):
+            raise ConfigError(fault)
+        return layout
 
     def total(self, model: ModelFacts, machine: Machine) -> int:
         """Bytes of one rank, the reserve included."""
@@ -44,6 +55,7 @@ class Choice:
         changes = (
             ("trainer.num_nodes", asked.num_nodes, self.num_nodes),
             ("model.tensor_model_parallel_size", asked.tensor, self.tensor),
+            ("model.context_parallel_size", asked.context, self.context),
             ("model.sequence_parallel", asked.work.sequence_parallel, self.work.sequence_parallel),
             ("model.fsdp_sharding_strategy", asked.strategy, self.strategy),
             ("model.activations_checkpoint_granularity", asked.work.recompute, self.work.recompute),
@@ -62,6 +74,7 @@ class Choice:
             8 * math.log2(self.num_nodes / asked.num_nodes)
             + 3 * (self.tensor != asked.tensor)
             + abs(math.log2(self.tensor / asked.tensor))
+            + 2 * (self.context != asked.context)
             + (self.work.sequence_parallel != asked.work.sequence_parallel)
             + (self.strategy != asked.strategy)
             + 2 * (self.work.recompute != asked.work.recompute)
@@ -89,11 +102,12 @@ def _fitting(asked: Choice, model: ModelFacts, machine: Machine, largest: int) -
     strategies = dict.fromkeys((asked.strategy, *_STRATEGIES[1:]))
     recompute = dict.fromkeys((asked.work.recompute, True))
     sizes = tensor_sizes(model, machine.devices)
-    for tensor, strategy, recomputed in itertools.product(sizes, strategies, recompute):
+    contexts = dict.fromkeys((asked.context, 1))
+    for tensor, context, strategy, recomputed in itertools.product(sizes, contexts, strategies, recompute):
         sequences = dict.fromkeys((asked.work.sequence_parallel, True)) if tensor > 1 else (False,)
         for sequence in sequences:
             work = replace(asked.work, recompute=recomputed, sequence_parallel=sequence)
-            choice = Choice(asked.num_nodes, tensor, strategy, work)
+            choice = Choice(asked.num_nodes, tensor, context, strategy, work)
             try:
                 layout = choice.layout(model, machine)
             except ConfigError:

@@ -91,9 +91,7 @@ def make_plan(
         largest_micro_batch=tokens,
         schedule=_schedule(config, model, total),
         layout=layout,
-        memory=memory_of(
-            model, layout, work_of(config, machine, math.ceil(tokens / layout.context), train), machine.memory
-        ),
+        memory=memory_of(model, layout, work_of(config, machine, tokens, train), machine.memory),
         available_memory=machine.memory,
     )
 
@@ -109,6 +107,7 @@ def rank_layout(config: RunConfig, model: ModelFacts, machine: Machine) -> RankL
         model.num_parameters,
         machine.memory,
         config.model.context_parallel_size,
+        config.model.expert_model_parallel_size,
     )
     if fault := heads_fault(model, tensor, machine.devices) or context_fault(model, layout):
         raise ConfigError(fault)

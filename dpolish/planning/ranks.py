@@ -125,6 +125,7 @@ def choice_of(config: RunConfig, train: DataFacts, machine: Machine, seq_length:
     return Choice(
         num_nodes=machine.num_nodes,
         tensor=config.model.tensor_model_parallel_size,
+        context=config.model.context_parallel_size,
         strategy=sharding_strategy(config),
         work=work_of(config, machine, micro_batch_bound(config, train, machine, seq_length), train),
     )
@@ -183,7 +184,7 @@ def _time_lines(outlook: Outlook, gpu: Gpu) -> Iterator[str]:
     recompute = config.model.activations_checkpoint_granularity is not None
     context = outlook.train.tokens / max(outlook.train.rows, 1)
     flops = flops_of(outlook.model, outlook.tokens, context, recompute=recompute)
-    busy = min(layout.data, outlook.plan.global_batch_size) * layout.tensor
+    busy = min(layout.data, outlook.plan.global_batch_size) * layout.tensor * layout.context
     compute = flops / busy / (USED_SHARE * gpu.bf16_flops)
     exchange = sum(seconds_of(one, layout, gpu.within_node, gpu.between_nodes) for one in collectives_of(outlook))
     yield (

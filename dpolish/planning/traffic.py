@@ -1,7 +1,7 @@
 """What ranks send to each other in one optimizer step, by kind: counts and bytes, from the layout and the sizes.
 
 Collectives are rings, the algorithm of large messages: to gather N bytes over g ranks each of them sends N (g-1)/g, to
-reduce and scatter likewise, to all-reduce twice as much.
+reduce and scatter likewise, to all-reduce twice as much. In an all-to-all a rank keeps one of the g parts of its own.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from dpolish.facts import ModelFacts
 from dpolish.layout import RankLayout
 from dpolish.planning.memory import Counts, Work
 
-Kind = Literal["all-gather", "reduce-scatter", "all-reduce"]
-Group = Literal["tensor", "shard", "replicate", "world"]
+Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
+Group = Literal["tensor", "context", "shard", "replicate", "world"]
 
 REDUCED = 4
 """Bytes of a gradient while it is reduced: float32."""
@@ -38,9 +38,14 @@ class Collective:
 def traffic_of(
     model: ModelFacts, layout: RankLayout, work: Work, micro_batches: int, tokens: float
 ) -> list[Collective]:
-    """The collectives of a step in which each rank does so many micro-batches of `tokens` tokens each."""
+    """The collectives of a step in which each rank does so many micro-batches of `tokens` tokens each.
+
+    Context-parallel ranks have a part of these tokens each.
+    """
+    tokens /= layout.context
     found = (
         *_of_shards(model, layout, work, micro_batches),
+        *_of_sequences(model, layout, work, micro_batches, tokens),
         *_of_matrices(model, layout, work, micro_batches, tokens),
         _collective("all-reduce", "metrics and gradient norm", "world", layout.world, 1, METRICS_BYTES),
     )
@@ -62,6 +67,17 @@ def _of_shards(model: ModelFacts, layout: RankLayout, work: Work, micro_batches:
     yield _collective("reduce-scatter", "gradients", "shard", layout.shard, reductions, reduced)
     own = counts.whole / layout.shard * REDUCED
     yield _collective("all-reduce", "gradients between copies", "replicate", layout.replicate, layers + 1, own)
+
+
+def _of_sequences(
+    model: ModelFacts, layout: RankLayout, work: Work, micro_batches: int, tokens: float
+) -> Iterator[Collective]:
+    """Context parallelism: queries, keys, values and output change hands around attention, and their gradients back."""
+    directions = 3 if work.recompute else 2
+    calls = 4 * directions * model.num_layers * micro_batches
+    width = 2 * (model.query_size + model.key_value_size) / layout.tensor
+    own = directions * model.num_layers * micro_batches * tokens * width * work.itemsize
+    yield _collective("all-to-all", "queries, keys, values, output", "context", layout.context, calls, own)
 
 
 def _of_matrices(
@@ -87,7 +103,7 @@ def _of_matrices(
 
 
 def _collective(kind: Kind, purpose: str, group: Group, ranks: int, calls: int, size: float) -> Collective:
-    """`size` is that of the whole tensors, in bytes."""
+    """`size` is that of the whole tensors, in bytes; of an all-to-all that of a rank's own."""
     return Collective(kind, purpose, group, ranks, calls, ring_bytes(kind, ranks, size))
 
 
@@ -104,6 +120,8 @@ def ranks_within_node(layout: RankLayout, group: Group) -> int:
     """How many ranks of a group share a node: as many network cards carry its traffic between nodes."""
     if group == "tensor":
         return layout.tensor
+    if group == "context":
+        return layout.context
     if group == "shard":
         return min(layout.shard, layout.devices // layout.tensor)
     if group == "replicate":

@@ -39,6 +39,7 @@ class Layout:
     sequence: bool = False
     nodes: int = 1
     context: int = 1
+    expert: int = 1
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -49,6 +50,7 @@ class Layout:
             f"model.tensor_model_parallel_size={self.tensor}",
             f"model.sequence_parallel={self.sequence}",
             f"model.context_parallel_size={self.context}",
+            f"model.expert_model_parallel_size={self.expert}",
             f"model.fsdp_sharding_strategy={self.strategy}",
         )
 
@@ -194,6 +196,36 @@ def test_tensor_and_context_parallelism_share_the_heads(tmp_path: Path) -> None:
     require_equal_weights(tmp_path / "many/model", load_file(tmp_path / "one/model/model.safetensors"))
 
 
+def experts(folder: Path) -> tiny.Setup:
+    """A mixture of four experts, of gain 1, with its tokenizer and rows."""
+    tokenizer = byte_level()
+    model = models.build("qwen3_moe", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.div_(1.5)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = tiny.write_rows(folder / "train.jsonl", tiny.rows(11))
+    return tiny.Setup(folder / "model", rows, tiny.write_rows(folder / "validation.jsonl", tiny.rows(5, seed=1)))
+
+
+def test_ranks_with_experts_of_their_own_train_as_one(tmp_path: Path) -> None:
+    setup = experts(tmp_path)
+    (expected,) = run_ranks(1, train, setup, tmp_path / "one")
+    weights = load_file(tmp_path / "one/model/model.safetensors")
+    layouts = {
+        "two of their own": Layout(2, expert=2),
+        "sharded": Layout(4, expert=2),
+        "two copies": Layout(4, expert=2, strategy="replicate"),
+        "none spread": Layout(2),
+    }
+    for name, layout in layouts.items():
+        found = run_ranks(layout.ranks, train, setup, tmp_path / name, *layout.overrides)
+        require_equal(found[0], expected)
+        require_equal_weights(tmp_path / name / "model", weights)
+
+
 @pytest.mark.slow
 def test_compiled_layers_under_fsdp(llama: tiny.Setup, tmp_path: Path) -> None:
     (expected,) = run_ranks(1, train, llama, tmp_path / "one")
@@ -240,22 +272,26 @@ def count_scored(setup: tiny.Setup, output: Path, *overrides: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "message"),
+    ("name", "overrides", "layout", "message"),
     [
-        ("gpt2", {}, "transformers has no tensor-parallel plan for GPT2LMHeadModel"),
-        ("mixtral", {}, "MixtralForCausalLM splits moe_tp_experts"),
-        ("qwen3", {"num_key_value_heads": 1}, "does not divide the 1 key/value heads"),
+        ("gpt2", {}, Layout(2, tensor=2), "transformers has no tensor-parallel plan for GPT2LMHeadModel"),
+        ("mixtral", {}, Layout(2, tensor=2), "MixtralForCausalLM splits moe_tp_experts"),
+        ("qwen3", {"num_key_value_heads": 1}, Layout(2, tensor=2), "does not divide the 1 key/value heads"),
+        ("qwen3", {"num_key_value_heads": 1}, Layout(2, context=2), "does not divide the 1 key/value heads"),
+        ("llama", {}, Layout(2, expert=2), "no plan for experts of LlamaForCausalLM"),
+        ("qwen3_moe", {"num_experts": 3}, Layout(2, expert=2), "does not divide the 3 experts"),
+        ("qwen3_moe", {}, Layout(2, expert=4), "does not divide the 2 ranks"),
     ],
 )
 def test_what_cannot_be_split_is_refused_before_training(
-    tmp_path: Path, name: str, overrides: dict[str, object], message: str
+    tmp_path: Path, name: str, overrides: dict[str, object], layout: Layout, message: str
 ) -> None:
     tokenizer = byte_level()
     tokenizer.save_pretrained(tmp_path / "model")
     models.build(name, vocab_size=len(tokenizer), **overrides).save_pretrained(tmp_path / "model")
     rows = tiny.write_rows(tmp_path / "train.jsonl", tiny.rows(4))
     setup = tiny.Setup(tmp_path / "model", rows, rows)
-    ended = end_ranks(tmp_path, 2, train, setup, tmp_path / "out", *Layout(2, tensor=2).overrides)
+    ended = end_ranks(tmp_path, 2, train, setup, tmp_path / "out", *layout.overrides)
     assert [rank.code for rank in ended] == [2, 2]
     said = "".join(rank.err for rank in ended)
     assert message in said

@@ -64,6 +64,12 @@ def test_tensor_parallelism_divides_matrices_alone() -> None:
     assert made.head < of(ALONE).head
 
 
+def test_ranks_that_share_a_sequence_keep_their_part_of_it() -> None:
+    shared, whole = of(RankLayout(devices=8, shard=8, context=4)), of(RankLayout(devices=8, shard=8))
+    assert shared.activations == pytest.approx(whole.activations / 4)
+    assert (shared.weights, shared.gathered) == (whole.weights, whole.gathered)
+
+
 def test_recomputation_keeps_inputs_and_one_layer() -> None:
     recompute = replace(GPU, recompute=True)
     assert of(ALONE, recompute).activations < of(ALONE).activations / 10

@@ -19,7 +19,7 @@ ROWS = DataFacts(rows=10_000, tokens=10_000 * 3072, padded_tokens=10_000 * 4096,
 
 
 def asked(num_nodes: int = 8, tensor: int = 8, work: Work = WORK) -> Choice:
-    return Choice(num_nodes, tensor, "auto", work)
+    return Choice(num_nodes, tensor, 1, "auto", work)
 
 
 def test_what_fits_stays() -> None:
@@ -56,6 +56,14 @@ def test_a_size_that_cannot_be_gives_way_to_the_nearest_that_can() -> None:
     found = nearest(asked(num_nodes=1, tensor=3, work=WORK), SMALL, machine, largest=100)
     assert found is not None
     assert found.overrides(asked(1, 3)) == ("model.tensor_model_parallel_size=4",)
+
+
+def test_sequences_that_cannot_be_shared_are_not() -> None:
+    machine = Machine("cuda", H100, 1, 8)
+    start = replace(asked(num_nodes=1, tensor=2), context=3)
+    found = nearest(start, SMALL, machine, largest=100)
+    assert found is not None
+    assert found.overrides(start) == ("model.context_parallel_size=1",)
 
 
 @given(

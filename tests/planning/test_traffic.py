@@ -75,6 +75,14 @@ def test_recomputation_repeats_the_exchange_of_the_forward_pass() -> None:
     assert again[name].calls - plain[name].calls == 3 * 10
 
 
+def test_shared_sequences_by_hand() -> None:
+    made = traffic(RankLayout(devices=2, shard=2, context=2))
+    exchange = made["all-to-all, queries, keys, values, output"]
+    assert (exchange.ranks, exchange.calls) == (2, 3 * 10 * 4 * 2)
+    own = 3 * 10 * 2 * 250 * (2 * 100 + 2 * 50) * 2  # micro-batches, layers, directions, tokens, widths, bytes
+    assert exchange.sent == pytest.approx(own / 2)
+
+
 @pytest.mark.parametrize(
     ("layout", "group", "inside"),
     [
@@ -85,6 +93,7 @@ def test_recomputation_repeats_the_exchange_of_the_forward_pass() -> None:
         (RankLayout(num_nodes=4, devices=8, shard=8), "replicate", 1),
         (RankLayout(num_nodes=4, devices=8, shard=1), "replicate", 8),
         (RankLayout(num_nodes=4, devices=8, shard=8), "world", 8),
+        (RankLayout(num_nodes=4, devices=8, shard=8, context=2), "context", 2),
     ],
 )
 def test_how_many_of_a_group_share_a_node(layout: RankLayout, group: str, inside: int) -> None:

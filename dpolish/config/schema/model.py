@@ -149,7 +149,7 @@ class ModelConfig:
     context_parallel_size: int = 1
     """Devices that share every row, each with a part of its sequence, for rows whose activations fit on no one."""
     expert_model_parallel_size: int = 1
-    """Devices that share the experts: always 1."""
+    """Devices that have experts of their own and send each other the tokens for them (mixtures of experts)."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel devices; without them it does nothing."""
     fsdp_sharding_strategy: Literal["auto", "full", "hybrid", "replicate"] = "auto"
@@ -173,11 +173,6 @@ class ModelConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-_NO_EXPERTS = (
-    "experts are not spread by token here: set it to 1; FSDP shards every expert over the data-parallel devices"
-)
-
-
 def model_faults(model: ModelConfig, no_dropout: str) -> dict[str, bool | str]:
     """What is wrong with the fields that every `model` has, for `refuse`."""
     pipeline = "layers are not spread over devices here: set it to 1; FSDP and tensor parallelism shard the model"
@@ -188,7 +183,7 @@ def model_faults(model: ModelConfig, no_dropout: str) -> dict[str, bool | str]:
         "tensor_model_parallel_size": below(1, model.tensor_model_parallel_size),
         "pipeline_model_parallel_size": model.pipeline_model_parallel_size != 1 and pipeline,
         "context_parallel_size": below(1, model.context_parallel_size),
-        "expert_model_parallel_size": model.expert_model_parallel_size != 1 and _NO_EXPERTS,
+        "expert_model_parallel_size": below(1, model.expert_model_parallel_size),
         "hidden_dropout": model.hidden_dropout != 0 and no_dropout,
         "attention_dropout": model.attention_dropout != 0 and no_dropout,
         "ffn_dropout": model.ffn_dropout != 0 and no_dropout,
