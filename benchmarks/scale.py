@@ -281,6 +281,7 @@ def _measured_table(made: Report) -> Table:
         "s/step",
         "tokens/s",
         "speed-up",
+        "cores",
         "token imbalance",
         "MB sent a rank",
         "losses",

@@ -46,7 +46,7 @@ from dpolish.data.check.run import check as run_check
 from dpolish.data.check.source import Options, task_of
 from dpolish.errors import ConfigError, RunError
 from dpolish.files import cannot_write, write_atomically
-from dpolish.forecast import can_start_here, forecast, target_of
+from dpolish.forecast import can_start_here, forecast, require_tensor_plan, target_of
 from dpolish.model.attention import choose_backend
 from dpolish.model.logprobs import STOCK
 from dpolish.nemo.exporting import export_nemo
@@ -106,6 +106,7 @@ def plan(composed: Composed[RunConfig], *, gpu: str | None = None) -> list[str]:
         backend = choose_backend(composed.config.model.attention_backend, target.device, composed.forbidden_attention)
         return [*made.told, *_keys(composed), *_numbers(composed, made.outlook, backend, assumed=made.assumed)]
     prepared = _prepared(composed, target.world, _unsaid)
+    require_tensor_plan(prepared.model.folder, composed.config.model.tensor_model_parallel_size)
     machine = replace(target.machine, memory=prepared.plan.available_memory)
     rows = data_facts(prepared.train)
     outlook = Outlook(prepared.plan, composed.config, prepared.model, rows, machine, target.gpu)

@@ -112,7 +112,7 @@ def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = prin
     require_complete(config)
     device = choose_device(config.trainer.accelerator, config.trainer.devices, world)
     backend = choose_backend(config.model.attention_backend, device, composed.forbidden_attention)
-    model = read_model_facts(model_folder(str(config.restore_from_path), say))
+    model = read_model_facts(model_folder(str(config.restore_from_path), say, world))
     tokenizer = load_tokenizer(str(model.folder))
     template = template_of(config, tokenizer)
     seq_length = sequence_length(composed, model)
@@ -158,10 +158,15 @@ def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = prin
     )
 
 
-def model_folder(name: str, say: Say = print) -> Path:
-    """The Hugging Face folder of a model: itself, a hub id's copy, or what a `.nemo` checkpoint was imported to."""
+def model_folder(name: str, say: Say = print, world: World = ALONE) -> Path:
+    """The Hugging Face folder of a model: itself, a hub id's copy, or what a `.nemo` checkpoint was imported to.
+
+    Of several ranks the one that imports speaks, whichever it is.
+    """
     path = Path(name).expanduser()
-    return imported_folder(path, say=say) if is_nemo(path) else find_model(name)
+    if not is_nemo(path):
+        return find_model(name)
+    return imported_folder(path, say=say if world.rank == 0 else print, waiting=say)
 
 
 def choose_device(accelerator: str, devices: object = 1, world: World = ALONE) -> torch.device:

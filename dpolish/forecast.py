@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dpolish.assemble import choose_device, data_facts, read_data, template_of
 from dpolish.config.compose import Composed
 from dpolish.config.schema import DpoDataConfig, RunConfig, TrainerConfig
 from dpolish.data.check.glance import Glance
+from dpolish.data.tokenize import check_vocabulary
 from dpolish.errors import ConfigError, ModelError
 from dpolish.facts import ModelFacts, Shapes, find_model, has_weights, host_memory, read_model_facts
 from dpolish.model.load import load_config, load_tokenizer
+from dpolish.nemo.cache import imported_folder
+from dpolish.nemo.kind import is_nemo
+from dpolish.parallel.tensor import plan_of, require_divisible
 from dpolish.planning import (
     DEFAULT_GPU,
     GPUS,
@@ -115,7 +119,8 @@ def model_folder(config: RunConfig) -> Path:
     name = (config.restore_from_path or "").strip()
     if not name:
         raise ConfigError("no model to plan for: name a folder with --model; its config.json is enough")
-    return find_model(name, weights=False)
+    path = Path(name).expanduser()
+    return imported_folder(path) if is_nemo(path) else find_model(name, weights=False)
 
 
 def forecast(composed: Composed[RunConfig], target: Target) -> Forecast:
@@ -129,6 +134,7 @@ def forecast(composed: Composed[RunConfig], target: Target) -> Forecast:
     except ConfigError as error:
         near = nearest_line(config, model, rows.train, machine, seq_length)
         raise ConfigError(f"{error}.\n  On {_named(target)}, {near}") from error
+    require_tensor_plan(model.folder, config.model.tensor_model_parallel_size)
     plan = make_plan(config, model, rows.train, rows.validation, machine, seq_length)
     outlook = Outlook(plan, config, model, rows.train, machine, target.gpu)
     return Forecast(outlook, (*_told(target), said, *rows.told), rows.assumed)
@@ -168,6 +174,17 @@ def architecture_shapes(folder: Path) -> Shapes:
 
     Raises ModelError for an architecture that transformers does not know as a causal language model.
     """
+    return {name: tuple(parameter.shape) for name, parameter in _architecture(folder).named_parameters()}
+
+
+def require_tensor_plan(folder: Path, size: int) -> None:
+    """Raise ConfigError where a model's matrices cannot be split over `size` ranks, as it would be before training."""
+    if size > 1:
+        model = _architecture(folder)
+        require_divisible(model, plan_of(model), size)
+
+
+def _architecture(folder: Path) -> PreTrainedModel:
     config = load_config(str(folder))
     try:
         with torch.device("meta"):
@@ -175,7 +192,8 @@ def architecture_shapes(folder: Path) -> Shapes:
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}/config.json: no causal language model can be made of it ({reason})") from error
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
@@ -191,6 +209,8 @@ def _given_rows(config: RunConfig, model: ModelFacts, seq_length: int) -> Rows:
     tokenizer = load_tokenizer(str(model.folder))
     template = template_of(config, tokenizer)
     train, validation, summaries = read_data(config, tokenizer, template, seq_length, Glance())
+    for part in filter(None, (train, validation)):
+        check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
     told = tuple(f"{split}: {line}" for split, summary in summaries for line in summary.lines())
     return Rows(data_facts(train), None if validation is None else data_facts(validation), told, assumed=False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import dpolish
 from dpolish.api import plan
@@ -118,6 +119,21 @@ def test_training_without_weights_is_still_refused(setup: Setup, weightless: Pat
 def test_without_a_model_there_is_nothing_to_plan() -> None:
     with pytest.raises(ConfigError, match="no model to plan for: name a folder with --model"):
         plan(dpolish.compose(environ={}))
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_model_whose_matrices_cannot_be_split_is_refused_in_the_plan(
+    setup: Setup, tmp_path: Path, weights: bool
+) -> None:
+    model = tmp_path / "gpt2"
+    shutil.copytree(setup.model, model, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=2, n_positions=128)).save_pretrained(model)
+    if not weights:
+        (model / "model.safetensors").unlink()
+    asked = ("trainer.devices=2", "trainer.accelerator=cpu", "model.tensor_model_parallel_size=2")
+    with pytest.raises(ConfigError, match=r"no tensor-parallel plan for GPT2.*Set model\.tensor_model_parallel_size=1"):
+        plan(composed(model, *setup.overrides, *asked, train=[] if not weights else [setup.train]))
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
     """The arguments that `dpo`, `sft` and `plan` share."""
     options = [
         click.option("--config", type=click.Path(path_type=Path), help="YAML file, in NeMo-Aligner's names."),
-        click.option("--model", help="Hugging Face folder or hub id."),
+        click.option("--model", help="Hugging Face folder, hub id, or .nemo checkpoint."),
         click.option("--train", multiple=True, help="Training file, or a data set's hub id; repeatable."),
         click.option("--validation", multiple=True, help="Validation file; repeatable."),
         click.option("--output", help="Run directory (exp_manager.explicit_log_dir)."),

@@ -42,7 +42,7 @@ Overrides have Hydra's grammar:
 
 A key that does not exist is an error, also with `++`. Types are strict: `1` counts and `1.0` is a share, a text is not
 a number. Every fault is reported in one go, with the line of the file or the override that it stands in. A value whose
-machinery comes with a later version, such as more than one device, is refused with what to do instead.
+machinery comes with a later version, such as LoRA, is refused with what to do instead.
 
 These variables of the environment count too:
 

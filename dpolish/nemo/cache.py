@@ -38,11 +38,13 @@ def imported_folder(
     *,
     root: Path | None = None,
     say: Callable[[str], None] = print,
+    waiting: Callable[[str], None] | None = None,
     show: Show = progress,
 ) -> Path:
     """The Hugging Face folder of the checkpoint at `path`, imported if it is not in the cache below `root` yet.
 
-    Raises ModelError for what cannot be imported, RunError where the cache cannot be written.
+    `say` is told of an import that this process does, `waiting` (by default the same) of one that another does. Raises
+    ModelError for what cannot be imported, RunError where the cache cannot be written.
     """
     root, choices = root or default_root(), choices or ImportChoices()
     if not path.exists():
@@ -50,7 +52,7 @@ def imported_folder(
     entry = _Entry(root, _key(path, choices, root, show))
     if entry.is_sound(say):
         return entry.model
-    with entry.locked(say):
+    with entry.locked(waiting or say):
         if entry.is_sound(say):  # another process was faster
             return entry.model
         say(f"{path}: imported once, into {entry.model}")

@@ -3,8 +3,8 @@
 Counted, not fitted: what autograd keeps of a gated transformer layer, what FSDP gathers, what the head's chunks hold.
 `Work` says how a rank computes; the layout says how much of the model is its own.
 
-On a CPU the C library's heap takes more than is in it: gradients and moments come to lie where activations were, and
-those of the next micro-batch find holes that are too small for them. That share alone is fitted, to measured runs.
+On a CPU the C library's heap takes more than is in it: blocks of many sizes come and go, and leave holes that the next
+ones do not fit into. That share alone is fitted, to measured runs.
 """
 
 from dataclasses import dataclass, replace

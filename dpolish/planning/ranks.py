@@ -90,7 +90,7 @@ _PARTS = (
     ("gathered", "gathered", "weights of two layers, embeddings and head as FSDP gathers them, unreduced gradients"),
     ("activations", "activations", "what layers keep for the backward pass"),
     ("head", "head", "logits in chunks, and the head's gradient"),
-    ("fragmentation", "fragmentation", "holes that gradients and moments leave in the C library's heap"),
+    ("fragmentation", "fragmentation", "holes in the C library's heap"),
     ("reserve", "reserve", f"{RESERVED_SHARE:.0%} left alone: the device's context, communication buffers, holes"),
 )
 

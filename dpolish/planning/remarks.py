@@ -16,12 +16,22 @@ def remarks(plan: RunPlan, config: RunConfig) -> Iterator[str]:
         usual = "DPO uses 1e-7 to 1e-5" if config.verb == "dpo" else "SFT uses 1e-6 to 1e-4"
         yield f"model.optim.lr={config.model.optim.lr:g} is far beyond what fine-tuning survives; {usual}"
     if plan.memory.total > plan.available_memory:
-        each = " on every rank" if plan.layout.world > 1 else ""
-        yield (
-            f"about {plan.memory.total / 1e9:.1f} GB are needed{each}, a reserve of {plan.memory.reserve / 1e9:.1f} GB "
-            f"included, and {plan.available_memory / 1e9:.1f} GB are free: lower "
-            "model.data.tokens_per_micro_batch or set model.activations_checkpoint_granularity=full"
-        )
+        yield _too_much(plan)
+
+
+def _too_much(plan: RunPlan) -> str:
+    """What is short, and what helps: fewer tokens where they take it, more ranks where the model alone does."""
+    memory, each = plan.memory, " on every rank" if plan.layout.world > 1 else ""
+    alone = memory.model + memory.reserve > plan.available_memory
+    remedy = (
+        f"the model alone takes {memory.model / 1e9:.1f} GB: ask for more ranks; `dpolish plan` finds how many"
+        if alone
+        else "lower model.data.tokens_per_micro_batch or set model.activations_checkpoint_granularity=full"
+    )
+    return (
+        f"about {memory.total / 1e9:.1f} GB are needed{each}, a reserve of {memory.reserve / 1e9:.1f} GB included, and "
+        f"{plan.available_memory / 1e9:.1f} GB are free: {remedy}"
+    )
 
 
 def _idle(plan: RunPlan, config: RunConfig) -> Iterator[str]:

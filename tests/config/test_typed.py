@@ -105,7 +105,9 @@ def test_what_comes_later_is_refused_with_a_way_out(override: str) -> None:
 def test_stages_of_layers_are_refused_with_what_shares_the_model_instead(size: int) -> None:
     override = f"model.pipeline_model_parallel_size={size}"
     for (fault,) in (faults(override), sft_faults(override)):
-        assert fault.startswith(f"command line: `{override}`: model.pipeline_model_parallel_size: layers are not spread")
+        assert fault.startswith(
+            f"command line: `{override}`: model.pipeline_model_parallel_size: layers are not spread"
+        )
         assert fault.endswith(": set it to 1; FSDP and tensor parallelism shard the model")
 
 

@@ -292,7 +292,9 @@ def test_remarks(overrides: list[str], remark: str | None) -> None:
 def test_remarks_on_the_data_and_the_machine() -> None:
     assert any("less than one global batch of 256" in line for line in told(*TUTORIAL, rows=100))
     short = told(*TUTORIAL, machine=Machine("cpu", 10**6))
-    assert any("GB are needed" in line and "activations_checkpoint_granularity=full" in line for line in short)
+    assert any("GB are needed" in line and "the model alone takes" in line for line in short)
+    tight = told(*TUTORIAL, machine=Machine("cpu", 60 * 10**6))
+    assert any("GB are needed" in line and "activations_checkpoint_granularity=full" in line for line in tight)
 
 
 def test_ranks_without_rows_and_a_setting_without_effect_are_remarked_on() -> None:
