@@ -200,7 +200,7 @@ def choose_device(accelerator: str, devices: object = 1, world: World = ALONE) -
     )
 
 
-def available_memory(device: torch.device, world: World) -> int:
+def available_memory(device: torch.device, world: World = ALONE) -> int:
     """Bytes that each rank may take: what the poorest has, for all must plan alike."""
     free = int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory() // world.local_size
     return least(free)
