@@ -49,7 +49,7 @@ from dpolish.files import cannot_write, write_atomically
 from dpolish.forecast import can_start_here, forecast, require_tensor_plan, target_of
 from dpolish.model.attention import choose_backend
 from dpolish.model.logprobs import STOCK
-from dpolish.nemo.exporting import export_nemo
+from dpolish.nemo.exporting import export_nemo, require_exportable
 from dpolish.nemo.sidecar import carry_sidecar
 from dpolish.parallel.join import joined
 from dpolish.parallel.watch import rest
@@ -92,7 +92,10 @@ def _prepared(composed: Composed[RunConfig], world: World, say: Say) -> Prepared
     if world.rank == 0:
         require_free(run_directory(composed.config))
         require_installed(wandb=manager.create_wandb_logger, tensorboard=manager.create_tensorboard_logger)
-    return prepare(composed, world, say)
+    prepared = prepare(composed, world, say)
+    if manager.checkpoint_callback_params.save_nemo_on_train_end and world.rank == 0:
+        require_exportable(prepared.model.folder)
+    return prepared
 
 
 def plan(composed: Composed[RunConfig], *, gpu: str | None = None) -> list[str]:

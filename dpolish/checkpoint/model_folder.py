@@ -100,11 +100,21 @@ def _adopt(template: TemplateRecord, model: PreTrainedModel, tokenizer: PreTrain
         return
     tokenizer.chat_template = template.source
     chosen = choose_template(tokenizer)
-    stop = tokenizer.get_added_vocab().get(chosen.stop.strip()) if chosen is not None else None
+    stop = None if chosen is None else _end_token(tokenizer, chosen.stop.strip())
     if stop is not None and model.generation_config is not None:
         known = model.generation_config.eos_token_id
         ends = [known] if isinstance(known, int) else list(known or ())
         model.generation_config.eos_token_id = list(dict.fromkeys([*ends, stop]))
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase, stop: str) -> int | None:
+    """The id of a text that ends turns, where it is a token and nothing but a sign.
+
+    Signs of NeMo's tokenizers (`<extra_id_1>`) are ordinary entries of the vocabulary.
+    """
+    known: dict[str, int] = tokenizer.get_vocab()
+    sign = stop in tokenizer.get_added_vocab() or (stop.startswith("<") and stop.endswith(">"))
+    return known.get(stop) if sign else None
 
 
 def _make_durable(folder: Path) -> None:
