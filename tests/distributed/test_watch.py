@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -134,3 +135,25 @@ def slow_work(seconds: float) -> int:
 
 def test_loading_and_saving_may_take_their_time() -> None:
     assert run_ranks(2, slow_work, HANG + 2) == [0, 1]
+
+
+def suspended_as_a_whole(seconds: float) -> int:
+    """Stop every rank at once, from outside, for longer than the limit, and let them go on."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with joined(World(rank, size, rank, size, origin="torchrun"), torch.device("cpu"), HANG):
+        processes: list[int] = [0] * size
+        dist.all_gather_object(processes, os.getpid())
+        if rank == 0:
+            everyone = " ".join(map(str, processes))
+            subprocess.Popen(["sh", "-c", f"sleep 1; kill -STOP {everyone}; sleep {seconds}; kill -CONT {everyone}"])
+        start = time.monotonic()
+        going = torch.ones(1)
+        while going.item():
+            tick()
+            going = torch.tensor([float(time.monotonic() - start < seconds + 2)])
+            dist.all_reduce(going, op=dist.ReduceOp.MAX)
+    return rank
+
+
+def test_a_job_that_is_suspended_as_a_whole_has_not_hung() -> None:
+    assert run_ranks(2, suspended_as_a_whole, HANG + 2) == [0, 1]
