@@ -2,21 +2,26 @@
 
 import logging
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
 
 def start_ranks(count: int, command: Sequence[str] | None = None) -> NoReturn:
     """Run `command`, by default this very one, as `count` ranks on this machine, and leave with their exit code."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The ranks say themselves what went wrong; the launcher's own account would bury it.
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
     os.environ["DPOLISH_LAUNCHER"] = str(os.getpid())
+    folder = tempfile.TemporaryDirectory(prefix="dpolish-ranks-")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -27,13 +32,19 @@ def start_ranks(count: int, command: Sequence[str] | None = None) -> NoReturn:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=folder.name),
     )
     words = list(command or [sys.executable, *sys.orig_argv[1:]])
-    try:
-        elastic_launch(config, words[0])(*words[1:])
-    except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        sys.exit(next((code for code in sorted(codes) if code > 0), 3))
+    with folder:
+        try:
+            elastic_launch(config, words[0])(*words[1:])
+        except ChildFailedError as error:
+            codes = {failure.exitcode for failure in error.failures.values()}
+            sys.exit(next((code for code in sorted(codes) if code > 0), 3))
+        except SignalException as error:
+            sys.exit(128 + int(error.sigval))
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
     sys.exit(0)
 
 

@@ -11,6 +11,8 @@ from types import MethodType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -19,11 +21,13 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import Shard
 from transformers import PreTrainedModel
 
+from dpolish.errors import ConfigError
 from dpolish.parallel.experts import experts_of, split_experts
 from dpolish.parallel.mesh import Mesh
-from dpolish.parallel.tensor import decoder_layers, split_model
+from dpolish.parallel.tensor import decoder_layers, local, split_model
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,18 +78,47 @@ def _shard(model: PreTrainedModel, how: Spread) -> None:
         "offload_policy": offload,
     }
     if how.mesh.experts is not None:
+        mesh = how.mesh.experts["replicate", "shard"]
         for module in experts_of(model):
-            sharded = fully_shard(module, **{**options, "mesh": how.mesh.experts["replicate", "shard"]})
+            sharded = fully_shard(module, **{**options, "mesh": mesh, "shard_placement_fn": _cut(model, mesh)})
             assert isinstance(sharded, FSDPModule)
             # Its tokens come from all data-parallel ranks: the sum over those is what the others average over.
             sharded.set_gradient_divide_factor(float(how.mesh.layout.replicate * how.mesh.layout.shard))
             if how.mesh.experts["shard"].size() > 1:  # other back ends than NCCL know no factor of their own
                 sharded.set_force_sum_reduction_for_comms(True)
+    options["shard_placement_fn"] = _cut(model, options["mesh"])
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)
     model._dpolish_run = MethodType(_run, model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "_dpolish_run")
+
+
+def _cut(model: PreTrainedModel, mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard | None]:
+    """Which dimension of a parameter the ranks of `mesh` share: the first; of experts that do not go round, another.
+
+    transformers stacks the experts that a rank has, and cannot stack none.
+    """
+    ranks = mesh["shard"].size()
+    experts = {id(parameter) for name, parameter in model.named_parameters() if "experts" in name.split(".")}
+
+    def dimension(parameter: nn.Parameter) -> Shard | None:
+        shape = tuple(local(parameter).shape)
+        if len(shape) < 3 or -(-shape[0] // ranks) * (ranks - 1) < shape[0]:
+            return None
+        for axis, size in enumerate(shape[1:], 1):
+            if size % ranks == 0:
+                return Shard(axis)
+        if id(parameter) not in experts:
+            return None
+        raise ConfigError(
+            f"{type(model).__name__}: {shape[0]} experts with weights of {' × '.join(map(str, shape[1:]))} cannot be "
+            f"sharded over {ranks} ranks so that each has a part, for {ranks} divides neither. Set "
+            "model.fsdp_sharding_strategy=replicate, ask for another number of devices, or give ranks experts of "
+            "their own (model.expert_model_parallel_size)"
+        )
+
+    return dimension
 
 
 def _run(model: PreTrainedModel, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from dpolish.errors import RunError
 from dpolish.parallel.watch import watched
 from dpolish.world import World
 
@@ -20,7 +22,7 @@ _MEETING_SECONDS = 600.0
 def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]:
     """A process group of all ranks, under watch, for the body; nothing where there is one rank.
 
-    `timeout` is in seconds: the watch's. Collectives themselves wait longer, so that it speaks first.
+    `timeout` is in seconds: the watch's. Collectives themselves wait as long as one rank may read or write.
     """
     if world.size == 1:
         yield
@@ -28,11 +30,16 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]
     _prepare_environment(world, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if world.origin == "torchrun" and os.getppid() != int(os.environ.get("DPOLISH_LAUNCHER", os.getppid())):
+        raise RunError("the process that started the ranks has died")
+    meeting = rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=_MEETING_SECONDS))
+    store, rank, size = next(iter(meeting))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=max(2 * timeout, _MEETING_SECONDS)),
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(days=2),
         device_id=device if device.type == "cuda" else None,
     )
     with watched(world.rank, world.size, timeout):

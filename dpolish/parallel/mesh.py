@@ -101,8 +101,3 @@ class Mesh:
         values: list[object] = [None] * self.size
         dist.all_gather_object(values, value)
         return cast(list[T], values)
-
-    def barrier(self) -> None:
-        """Return when every rank has come here."""
-        if self.size > 1:
-            dist.barrier()

@@ -3,16 +3,25 @@
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from dpolish.parallel.watch import BEAT_SECONDS, Lines, send
+from dpolish.parallel.watch import BEAT_SECONDS, Lines, send, write_error
 
 SETTLE_SECONDS = 1.5
 """After the first bad news, how long to wait for worse: a partner may complain before the culprit has said why."""
+
+
+_HELLO_BYTES, _LONGEST_LINE = 4096, 1 << 20
+"""Most bytes of a line from a stranger, and from a rank."""
+_HELLO_ROUNDS = 60.0 / BEAT_SECONDS
+"""Rounds after which every rank must have reported, or longer if the limit of silence is."""
+_UNREAD_ROUNDS = 1000
+"""Rounds after which a rank that says nothing is told nothing: it does not read either."""
+_INPUT, _INTERRUPTED = 2, 130
+"""Exit codes of faults that are no rank's own."""
 
 
 @dataclass(slots=True)
@@ -20,7 +29,7 @@ class _Peer:
     """What is known of one rank."""
 
     rank: int
-    host: str
+    machine: str
     pid: int
     connection: socket.socket
     lines: Lines
@@ -36,7 +45,7 @@ class _Peer:
     failure: dict[str, object] | None = None
 
     def __str__(self) -> str:
-        return f"rank {self.rank} ({self.host}, process {self.pid})"
+        return f"rank {self.rank} ({self.machine.split()[0]}, process {self.pid})"
 
 
 @dataclass(slots=True)
@@ -54,7 +63,9 @@ class Monitor:
     def __init__(self, size: int, timeout: float) -> None:
         self._size, self._rounds = size, timeout / BEAT_SECONDS
         self._timeout = timeout
-        self._server = socket.create_server(("", 0), backlog=max(size, 128))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self._server = socket.create_server(("", 0), family=family, backlog=max(size, 128), dualstack_ipv6=both)
         self._server.setblocking(False)
         self.port: int = self._server.getsockname()[1]
         self.token = secrets.token_hex(16)
@@ -62,34 +73,40 @@ class Monitor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ, None)
         self._bad_news: float | None = None
-        self._finished = threading.Event()
+        self._waited = 0
+        """Rounds in which not all ranks had been heard of."""
+        self._finished = False
         threading.Thread(target=self._run, name="dpolish-monitor", daemon=True).start()
 
-    def done(self) -> None:
-        """Wait until every rank has said that it is done."""
-        self._finished.wait(10.0)
-
     def _run(self) -> None:
+        """Listen and judge until the end. A fault of our own ends the run too, and says so."""
+        try:
+            verdict = self._judged()
+        except Exception as error:
+            verdict = _Verdict(f"the watch over the ranks has failed: {error!r}", 1)
+        if verdict is not None:
+            self._tell(end=verdict.code, kill=verdict.kill)
+            write_error(verdict.text)
+
+    def _judged(self) -> _Verdict | None:
         due = time.monotonic()
-        while not self._finished.is_set():
+        while not self._finished:
             for key, _ in self._selector.select(timeout=max(due - time.monotonic(), 0.0)):
                 self._hear(key)
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_SECONDS
                 self._round()
-            verdict = self._verdict()
-            if verdict is not None:
-                sys.stderr.write(f"error: {verdict.text}\n")
-                sys.stderr.flush()
-                self._tell(end=verdict.code, kill=verdict.kill)
-                return
+            if (verdict := self._verdict()) is not None:
+                return verdict
+        self._tell(all_done=True)
+        return None
 
     def _hear(self, key: selectors.SelectorKey) -> None:
         if key.data is None:
             with suppress(OSError):
                 stranger, _ = self._server.accept()
                 stranger.setblocking(False)
-                self._selector.register(stranger, selectors.EVENT_READ, Lines())
+                self._selector.register(stranger, selectors.EVENT_READ, Lines(_HELLO_BYTES))
             return
         connection = key.fileobj
         assert isinstance(connection, socket.socket)
@@ -97,7 +114,9 @@ class Monitor:
         lines: Lines = peer.lines if peer else key.data
         try:
             messages = lines.receive(connection)
-        except ValueError:
+            for message in messages or ():
+                peer = self._note(peer, connection, lines, message)
+        except (ValueError, KeyError, TypeError, RecursionError):
             messages = None  # not one of ours
         if messages is None:
             self._selector.unregister(connection)
@@ -105,22 +124,15 @@ class Monitor:
             if peer is not None and not peer.finished:
                 peer.dead = True
                 self._bad_news = self._bad_news or time.monotonic()
-            return
-        for message in messages:
-            peer = self._note(peer, connection, lines, message)
-            if peer is None:
-                self._selector.unregister(connection)
-                connection.close()
-                return
 
-    def _note(
-        self, peer: _Peer | None, connection: socket.socket, lines: Lines, message: dict[str, object]
-    ) -> _Peer | None:
-        """The peer that a message is from, with what it says noted; None for a stranger."""
+    def _note(self, peer: _Peer | None, connection: socket.socket, lines: Lines, message: dict[str, object]) -> _Peer:
+        """The peer that a message is from, with what it says noted. Raises ValueError for a stranger."""
         if peer is None:
-            if not secrets.compare_digest(str(message.get("token", "")), self.token):
-                return None
-            peer = _Peer(int(str(message["rank"])), str(message["host"]), int(str(message["pid"])), connection, lines)
+            if not secrets.compare_digest(str(message.get("token", "")).encode(), self.token.encode()):
+                raise ValueError("a stranger")
+            rank, where, pid = int(str(message["rank"])), str(message["machine"]), int(str(message["pid"]))
+            lines.longest = _LONGEST_LINE
+            peer = _Peer(rank, where, pid, connection, lines)
             self._peers[peer.rank] = peer
             self._selector.modify(connection, selectors.EVENT_READ, peer)
         elif "failed" in message:
@@ -129,7 +141,7 @@ class Monitor:
         elif "done" in message:
             peer.finished = True
             if len(self._peers) == self._size and all(each.finished for each in self._peers.values()):
-                self._finished.set()
+                self._finished = True
         else:
             ticks = int(str(message["ticks"]))
             peer.still = 0 if ticks != peer.ticks or not message["timed"] else peer.still
@@ -138,6 +150,7 @@ class Monitor:
         return peer
 
     def _round(self) -> None:
+        self._waited += len(self._peers) < self._size
         for peer in self._peers.values():
             peer.beats += 1
             peer.still += 1
@@ -145,20 +158,23 @@ class Monitor:
 
     def _tell(self, **message: object) -> None:
         for peer in self._peers.values():
-            if not peer.dead:
+            if not peer.dead and peer.beats < _UNREAD_ROUNDS:
                 with suppress(OSError):
                     send(peer.connection, **message)
 
     def _verdict(self) -> _Verdict | None:
         if self._bad_news is not None and time.monotonic() - self._bad_news > SETTLE_SECONDS:
             return self._after_bad_news()
+        if self._waited > max(self._rounds, _HELLO_ROUNDS):
+            missing = [str(rank) for rank in range(self._size) if rank not in self._peers]
+            return _Verdict(f"rank {', '.join(missing[:8])} was started and never reported; has it died?")
         watched = [peer for peer in self._peers.values() if not peer.finished]
         silent = [peer for peer in watched if peer.beats > self._rounds]
         if silent:
             text = "; ".join(f"{peer} gave no sign of life for {self._timeout:g} s" for peer in silent[:4])
             return _Verdict(
                 f"{text}. Is it stopped, or its machine gone? {_stacks(silent)}",
-                kill=[(peer.host, peer.pid) for peer in silent],
+                kill=[(peer.machine, peer.pid) for peer in silent],
             )
         if len(watched) == self._size and all(peer.timed and peer.still > self._rounds for peer in watched):
             behind = min(peer.ticks for peer in watched)
@@ -167,7 +183,7 @@ class Monitor:
             text = ", ".join(str(peer) for peer in own[:4])
             return _Verdict(
                 f"no rank got any further for {self._timeout:g} s (trainer.hang_timeout); {text} hangs. {_stacks(own)}",
-                kill=[(peer.host, peer.pid) for peer in own],
+                kill=[(peer.machine, peer.pid) for peer in own],
             )
         return None
 
@@ -178,8 +194,9 @@ class Monitor:
         if own or not dead:
             peer = (own or failed)[0]
             assert peer.failure is not None
-            tag = "" if peer.failure["input"] and peer.rank == 0 else f"[rank {peer.rank}] "
-            return _Verdict(f"{tag}{peer.failure['failed']}", int(str(peer.failure["code"])))
+            code = int(str(peer.failure["code"]))
+            tag = "" if code == _INTERRUPTED or (code == _INPUT and peer.rank == 0) else f"[rank {peer.rank}] "
+            return _Verdict(f"{tag}{peer.failure['failed']}", code)
         names = ", ".join(str(peer) for peer in dead[:4])
         return _Verdict(f"{names} died without a word: killed, or out of memory. {_stacks(dead)}")
 

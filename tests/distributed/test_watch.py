@@ -2,8 +2,9 @@
 
 import os
 import signal
+import socket
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ import torch.distributed as dist
 
 from dpolish.errors import ConfigError, RunError
 from dpolish.parallel.join import joined
+from dpolish.parallel.monitor import Monitor
 from dpolish.parallel.watch import rest, tick
 from dpolish.world import World
 from tests.distributed.ranks import Ended, end_ranks, run_ranks
 
-HANG = 5.0
-"""Seconds: the least that is allowed."""
+HANG = 8.0
+"""Seconds: short, and long enough for a busy machine."""
 
 
 def in_step(fault: Callable[[], None], culprit: int, timeout: float = 60.0) -> None:
@@ -57,10 +59,6 @@ def stop() -> None:
 def sleep_for_ever() -> None:
     while True:
         time.sleep(1.0)
-
-
-def leave() -> None:
-    sys.exit(0)
 
 
 def said(ended: list[Ended]) -> str:
@@ -105,7 +103,7 @@ def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path, culprit: int)
     other = ended[1 - culprit]
     assert other.code == 3
     assert f"rank {culprit}" in other.err
-    assert "no sign of life for 5 s" in other.err or "hangs" in other.err
+    assert "no sign of life for 8 s" in other.err or "hangs" in other.err
     if culprit == 1:
         assert "in stop" in other.err, "its stack, as it was last seen"
         assert ended[1].code == -signal.SIGKILL
@@ -157,3 +155,31 @@ def suspended_as_a_whole(seconds: float) -> int:
 
 def test_a_job_that_is_suspended_as_a_whole_has_not_hung() -> None:
     assert run_ranks(2, suspended_as_a_whole, HANG + 2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"5\n", b"[]\n", b'{"token": "\xc3\xbc"}\n', b"[" * 5000 + b"\n", b"\xff\n", b"x" * 10_000, b'{"rank": 0}\n'],
+)
+def test_a_stranger_is_shown_out(line: bytes) -> None:
+    monitor = Monitor(2, HANG)
+    with socket.create_connection(("127.0.0.1", monitor.port), timeout=10) as stranger:
+        stranger.sendall(line)
+        assert stranger.recv(1) == b"", "the connection is closed"
+    names = [thread.name for thread in threading.enumerate()]
+    assert "dpolish-monitor" in names, "and the monitor goes on"
+
+
+def slow_end(seconds: float) -> int:
+    """The first rank writes for longer than the limit, while the others have nothing to do."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with joined(World(rank, size, rank, size, origin="torchrun"), torch.device("cpu"), HANG):
+        tick()
+        rest()
+        if rank == 0:
+            time.sleep(seconds)
+    return rank
+
+
+def test_the_others_wait_for_the_one_that_saves() -> None:
+    assert run_ranks(2, slow_end, HANG + 3) == [0, 1]
