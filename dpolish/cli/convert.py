@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dpolish.cli.process import prepare_process
+from dpolish.nemo.destination import require_free
 from dpolish.nemo.kind import is_nemo
 
 _LAYOUTS = click.Choice(["mcore-zarr", "mcore-torch-dist", "legacy"])
@@ -50,12 +51,16 @@ def convert(source: str, destination: Path, shard_size: int, overwrite: bool, **
     dpolish convert legacy.nemo mcore.nemo
     """
     prepare_process()
+    require_free(destination, overwrite)
     if is_nemo(Path(source)):
-        from dpolish.nemo.checkpoint import open_checkpoint
+        from dpolish.nemo.checking import require_readable
 
-        # What is damaged or hostile is refused before anything large is loaded.
-        with open_checkpoint(Path(source), scale_positional_embedding=choices["scale_positional_embedding"]):
-            pass
+        reads_tokenizer = destination.suffix != ".nemo" and choices["tokenizer"] is None
+        require_readable(
+            Path(source),
+            scale_positional_embedding=choices["scale_positional_embedding"],
+            reads_tokenizer=reads_tokenizer,
+        )
     from dpolish.nemo.convert import ImportChoices, export_choices
     from dpolish.nemo.convert import convert as run
 

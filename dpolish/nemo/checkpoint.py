@@ -20,8 +20,8 @@ from dpolish.nemo.names import Naming
 from dpolish.nemo.stored import StoredTensor, Weights
 from dpolish.nemo.tar_plan import quoted
 
-MAX_ARTIFACT = 40 << 20
-"""Bytes of a tokenizer's file; the largest vocabularies have some thirty million."""
+MAX_ARTIFACT = 34 << 20
+"""Bytes of a tokenizer's file; the largest have some thirty million."""
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,13 +90,21 @@ class NemoCheckpoint:
         self.archive.close()
 
     def artifact(self, name: str) -> bytes:
-        """The content of an artifact, named as in the configuration, with or without `nemo:`. Raises ModelError."""
+        """The content of an artifact, named as in the configuration. Raises ModelError.
+
+        Without `nemo:` it is a file of the machine that wrote a very old archive, which has it under its last name.
+        """
         bare = name.removeprefix("nemo:")
-        file = self.artifacts.get(bare)
+        file = self.artifacts.get(bare) or (self.artifacts.get(Path(name).name) if bare == name else None)
         if file is None:
             have = ", ".join(map(quoted, list(self.artifacts)[:10])) or "none"
             raise ModelError(f"{self.path}: has no artifact {quoted(bare)}; it has {have}")
         return self.archive.span(file).read_all(MAX_ARTIFACT)
+
+
+def located(error: ModelError, path: Path) -> ModelError:
+    """The error with the checkpoint's name in front, which a part of it may not know."""
+    return error if str(error).startswith(str(path)) else ModelError(f"{path}: {error}")
 
 
 def open_checkpoint(path: Path, *, scale_positional_embedding: bool | None = None) -> NemoCheckpoint:
@@ -142,11 +150,14 @@ def _generation(archive: Archive) -> _Generation:
     inner = [name for name in archive if name.endswith(".nemo") and "/" not in name]
     if inner:
         raise ModelError(f"{path}: holds {quoted(inner[0])}; name that file")
-    deeper = [name for name in archive if name.endswith("/model_config.yaml") and name.count("/") == 1]
+    ends = tuple(f"/{generation.config}" for generation in _GENERATIONS)
+    deeper = [name for name in archive if name.endswith(ends) and f"/{name.partition('/')[2]}" in ends]
     if deeper:
-        raise ModelError(f"{path}: has its files in the folder {quoted(deeper[0].partition('/')[0])}; name that folder")
-    if path.name in ("model_weights", "weights"):
-        raise ModelError(f"{path}: holds the weights alone; name the folder that it lies in, {path.absolute().parent}")
+        place = quoted(max(deeper).partition("/")[0])
+        raise ModelError(f"{path}: has its files in the folder {place}; name that folder")
+    if path.name in ("model_weights", "weights", "context"):
+        whole = path.absolute().parent
+        raise ModelError(f"{path}: is a part of a checkpoint; name the folder that it lies in, {whole}")
     raise ModelError(
         f"{path}: has no model_config.yaml (nor context/model.yaml of NeMo 2), so it is no .nemo checkpoint"
     )

@@ -14,8 +14,9 @@ MAX_BYTES = 128 << 10
 MAX_VALUES = 20_000
 MAX_DEPTH = 40
 MAX_ALIASES = 200
+_MAX_DIGITS = 100
 
-_FLOAT, _TIMESTAMP = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+_FLOAT, _TIMESTAMP, _INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("float", "timestamp", "int"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,6 +80,8 @@ def _count(node: yaml.Node, known: dict[int, int], label: str) -> int:
         return known[id(node)]
     known[id(node)] = 0
     total = 1
+    if node.tag == _INTEGER and len(node.value) > _MAX_DIGITS:
+        raise ModelError(f"{label}:{node.start_mark.line + 1}: has a number of {len(node.value)} digits")
     if isinstance(node, yaml.SequenceNode):
         total += sum(_count(item, known, label) for item in node.value)
     elif isinstance(node, yaml.MappingNode):

@@ -13,6 +13,7 @@ import torch
 
 from dpolish.errors import ConfigError
 from dpolish.facts import find_model
+from dpolish.nemo.checkpoint import open_checkpoint
 from dpolish.nemo.destination import Show, require_free
 from dpolish.nemo.exporting import ExportChoices, export_nemo, relayout
 from dpolish.nemo.importing import ImportChoices, import_nemo
@@ -69,6 +70,8 @@ def convert(
         raise ConfigError(f"{destination}: is what is converted; name another place for the result")
     if not is_nemo(path):
         folder = find_model(source)
+        if not to_archive and not (folder / "config.json").is_file():
+            open_checkpoint(folder).archive.close()  # says what the folder is, and what to name instead
         if not to_archive:
             raise ConfigError(f"{source} is a Hugging Face model, so {destination} must be an archive: name it *.nemo")
         _refuse(imported != ImportChoices(), "--scale-positional-embedding is for reading .nemo")

@@ -21,9 +21,10 @@ from dpolish.nemo.families import from_hugging_face
 from dpolish.nemo.gpt_config import HINT, GptConfig
 from dpolish.nemo.importing import HINTED_ROWS, referenced_artifacts
 from dpolish.nemo.safetensors_shards import read_weights
-from dpolish.nemo.sidecar import FILE, FOLDER, NemoSource, read_sidecar, token_digest
+from dpolish.nemo.sidecar import FILE, FOLDER, NemoSource, layer_class, read_sidecar, token_digest
 from dpolish.nemo.stored import StoredTensor, Weights
-from dpolish.nemo.tokenizers import NemoTokenizer, tokenizer_tokens
+from dpolish.nemo.tar_plan import quoted
+from dpolish.nemo.tokenizers.writing import NemoTokenizer, tokenizer_tokens
 from dpolish.nemo.vocabulary import HINTED_FILES, ArchiveTokenizer, archive_tokenizer, size_in_archive
 from dpolish.nemo.write.tar import in_memory, write_tar
 from dpolish.nemo.write.target import (
@@ -209,7 +210,7 @@ def _kept(folder: Path, kept: NemoSource, choices: ExportChoices, say: Callable[
     if token_digest(folder) == kept.tokens:
         tokenizer = ArchiveTokenizer(_block(raw), kept.artifacts, tokenizer_tokens(folder), _files(raw))
         return _Model(config, core, raw, kept.config, tokenizer, rows)
-    say(f"{folder}: its tokenizer is not the one that came from {kept.name}; the archive gets the folder's")
+    say(f"{folder}: its tokenizer is not the one that came from {quoted(kept.name)}; the archive gets the folder's")
     was = NemoTokenizer(_block(raw), kept.artifacts)
     return _Model(config, core, raw, None, archive_tokenizer(folder, choices.tokenizer, was, say), rows)
 
@@ -261,13 +262,27 @@ def _dtypes(
     if asked is not None:
         return dict.fromkeys(weights, asked)
     if kept is None:
-        return {name: tensor.dtype for name, tensor in weights.items()}
+        return _widest(weights)
     dtypes = {name: kept.dtype_of(name) or tensor.dtype for name, tensor in weights.items()}
     narrowed = [name for name, dtype in dtypes.items() if dtype.itemsize < weights[name].dtype.itemsize]
     if narrowed:
         had, has = (str(dtype).removeprefix("torch.") for dtype in (dtypes[narrowed[0]], weights[narrowed[0]].dtype))
-        say(f"weights are rounded from {has} to {had}, the type that they had in {kept.name}; --dtype keeps another")
+        say(
+            f"weights are rounded from {has} to {had}, the type that they had in {quoted(kept.name)}; "
+            "--dtype keeps another"
+        )
     return dtypes
+
+
+def _widest(weights: Weights) -> dict[str, torch.dtype]:
+    """The type of each tensor, for all layers one that holds the numbers of each. Raises ModelError for float64."""
+    found: dict[str, torch.dtype] = {}
+    for name, tensor in weights.items():
+        kind = layer_class(name)
+        found[kind] = torch.promote_types(found.get(kind, tensor.dtype), tensor.dtype)
+    if torch.float64 in found.values():
+        raise ModelError("the weights are float64, and NeMo's are at most float32: round them with --dtype fp32")
+    return {name: found[layer_class(name)] for name in weights}
 
 
 # --- the archive ------------------------------------------------------------------------------------------------------

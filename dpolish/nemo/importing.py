@@ -15,6 +15,7 @@ from dpolish.nemo.gpt_config import HINT
 from dpolish.nemo.safetensors_shards import DEFAULT_SHARD_BYTES, write_weights
 from dpolish.nemo.sidecar import NemoSource, dtypes_of, token_digest, write_sidecar
 from dpolish.nemo.stored import Weights
+from dpolish.nemo.tokenizers.reading import require_same_ids
 from dpolish.nemo.vocabulary import save_tokenizer
 from dpolish.nemo.write.target import padding_is_zero, with_rows
 from dpolish.nemo.write.torch_file import nbytes
@@ -71,6 +72,8 @@ def import_nemo(
             },
         )
         _write_json(folder / "generation_config.json", _generation(tokens.ids))
+        if tokens.kind != "huggingface":  # else transformers reads it as it read the one that was exported
+            require_same_ids(folder, str(source))
         converted = to_hugging_face(checkpoint.config, weights)
         size = sum(map(nbytes, converted.values()))
         with megabytes(show, f"writing {destination.name}", size) as wrote:

@@ -85,7 +85,7 @@ def _flat_files(archive: Archive) -> dict[Rank, str]:
 def _read_flat(archive: Archive, files: Mapping[Rank, str], raw: Mapping[str, object], config: GptConfig) -> Layout:
     tensor_parallel, stages = max(tp for tp, _ in files) + 1, max(pp for _, pp in files) + 1
     said = parallel_size(raw, "tensor_model_parallel_size"), parallel_size(raw, "pipeline_model_parallel_size")
-    if len(files) != tensor_parallel * stages or (len(files) > 1 and said != (tensor_parallel, stages)):
+    if len(files) != tensor_parallel * stages or (len(files) > 1 and len(files) < said[0] * said[1]):
         raise ModelError(
             f"{archive.path}: has the files of {len(files)} ranks, and the configuration says "
             f"{said[0]} × {said[1]} (tensor × pipeline parallel). It is not whole; get it again."
@@ -101,7 +101,7 @@ def _read_flat(archive: Archive, files: Mapping[Rank, str], raw: Mapping[str, ob
     if is_full_te(names):
         raise ModelError(
             f"{where}: has whole layers of Transformer Engine (megatron_gpt_full_te_layer_autocast); save it once more "
-            "from NeMo with name=megatron_gpt"
+            "from NeMo with name=''"
         )
     naming = naming_of(names)
     if naming == "legacy-te" and (config.activation not in _GELUS or config.position_embedding_type == "rope"):

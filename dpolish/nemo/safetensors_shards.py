@@ -15,6 +15,7 @@ import torch
 from dpolish.errors import ModelError
 from dpolish.facts import TensorHeader, tensor_headers, weight_files
 from dpolish.nemo.stored import StoredTensor, Weights
+from dpolish.nemo.tar_plan import quoted
 from dpolish.nemo.write.torch_file import nbytes, raw_bytes
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -39,10 +40,12 @@ def read_weights(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(file: Path, name: str, header: TensorHeader) -> StoredTensor:
-    dtype = _DTYPES.get(header.dtype)
+    dtype = _DTYPES.get(str(header.dtype))
     if dtype is None:
         known = ", ".join(_DTYPES)
-        raise ModelError(f"{file}: {name} is of type {header.dtype}; weights are read of types {known}")
+        raise ModelError(
+            f"{file}: {quoted(name)} is of type {str(header.dtype)[:60]!a}; weights are read of types {known}"
+        )
     tensor = StoredTensor(header.shape, dtype, lambda: _load(file, name, header, dtype))
     if any(not isinstance(length, int) or length < 0 for length in header.shape):
         raise ModelError(f"{file}: {name} has the shape {header.shape}")

@@ -18,6 +18,7 @@ import torch
 
 from dpolish.errors import ModelError
 from dpolish.nemo.stored import Weights
+from dpolish.nemo.tokenizers.library import refusals
 
 FILE = "nemo_source.json"
 FOLDER = "nemo_source"
@@ -36,7 +37,7 @@ _FORMAT = 1
 _LONGEST_TEXT = 1024
 _LARGEST = 64 << 20
 """Bytes of an artifact: the largest vocabularies have some ten million."""
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][\w.,+@= -]{0,254}")
+_SAFE_NAME = re.compile(r"(?!model_weights|mp_rank_|tp_rank_)[A-Za-z0-9_][\w.,+@= -]{0,254}")
 _LAYER = re.compile(r"^decoder\.layers\.\d+\.")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -98,10 +99,8 @@ def token_digest(folder: Path) -> str:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return ""
-    try:
+    with refusals(f"{file}: cannot be read"):
         tokens = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{file}: cannot be read ({error})") from error
     return hashlib.sha256(json.dumps(sorted(tokens.items())).encode()).hexdigest()
 
 

@@ -6,7 +6,6 @@ piece is read. A piece is a `torch.save` file of one tensor, within a `.distcp` 
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,7 +15,7 @@ from dpolish.nemo.archive import Archive, Span
 from dpolish.nemo.chunks import Chunk, ChunkedTensor, tiles
 from dpolish.nemo.pickle_records import Global, Record, Value, read_pickle
 from dpolish.nemo.tar_plan import quoted
-from dpolish.nemo.torch_file import read_one_tensor, size_of, whole_number
+from dpolish.nemo.torch_file import FileTensor, read_one_tensor, size_of, whole_number
 
 MAX_METADATA = 8 << 20
 """Bytes of `.metadata`: one of 10,000 pieces has 1.5 MB."""
@@ -108,7 +107,7 @@ def _tensor(about: Record, name: str, pieces: Mapping[Place, Span], label: str) 
         piece = pieces.get((name, offset))
         if piece is None or math.prod(box) * dtype.itemsize > piece.size:
             raise ModelError(f"{label}: a piece of {quoted(name)} is missing or cut short; get it again")
-        chunks.append(Chunk(offset, box, partial(_read_rows, piece, box, dtype)))
+        chunks.append(Chunk(offset, box, _stored(piece, box, dtype).load_rows))
     return ChunkedTensor(shape, dtype, chunks)
 
 
@@ -119,9 +118,9 @@ def _dtype(properties: Value) -> torch.dtype | None:
     return DTYPES.get(first.name) if isinstance(first, Global) else None
 
 
-def _read_rows(piece: Span, box: tuple[int, ...], dtype: torch.dtype, start: int, count: int) -> torch.Tensor:
-    """Slices of the tensor in `piece`, which must be the one that `.metadata` announced."""
+def _stored(piece: Span, box: tuple[int, ...], dtype: torch.dtype) -> FileTensor:
+    """The tensor in `piece`, which must be the one that `.metadata` announced; its numbers are not read yet."""
     tensor = read_one_tensor(piece)
     if tensor.shape != box or tensor.dtype != dtype:
         raise ModelError(f"{piece.label}: holds {tensor.dtype} {tensor.shape} where .metadata says {dtype} {box}")
-    return tensor.load_rows(start, count)
+    return tensor

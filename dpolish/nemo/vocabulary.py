@@ -12,15 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpolish.errors import ModelError
-from dpolish.nemo.checkpoint import NemoCheckpoint
+from dpolish.nemo.checkpoint import MAX_ARTIFACT, NemoCheckpoint, located
 from dpolish.nemo.gpt_config import HINT
-from dpolish.nemo.tokenizers import (
-    ImportedTokenizer,
-    NemoTokenizer,
-    export_tokenizer,
-    import_tokenizer,
-    tokenizer_size,
-)
+from dpolish.nemo.tokenizers.archived import tokenizer_size
+from dpolish.nemo.tokenizers.reading import ImportedTokenizer, import_tokenizer
+from dpolish.nemo.tokenizers.writing import NemoTokenizer, export_tokenizer
 
 HINTED_FILES = "tokenizer"
 """Key of the block `dpolish`: names of a tokenizer's files, and of the artifacts that hold them."""
@@ -28,7 +24,6 @@ HINTED_FILES = "tokenizer"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _FOLDERS = ("nemo_tokenizer", "tokenizer")
 """What NeMo 2 and Megatron-Bridge call the folder of a tokenizer."""
-_LARGEST = 40 << 20
 _RUNS_CODE = ("auto_map",)
 """Keys by which a tokenizer's configuration asks for code of its own."""
 
@@ -68,7 +63,7 @@ def _imported(checkpoint: NemoCheckpoint, folder: Path, rows: int, given: Path |
             data=data if isinstance(data, dict) else None,
         )
     except ModelError as error:
-        raise ModelError(f"{checkpoint.path}: {error}") from error
+        raise located(error, checkpoint.path) from error
 
 
 def _block(checkpoint: NemoCheckpoint, given: Path | None) -> Mapping[str, object]:
@@ -141,7 +136,7 @@ def archive_tokenizer(
     if block.get("library") == "huggingface" and (folder / "tokenizer.json").is_file():
         for file in _FILES:
             path = folder / file
-            if path.is_file() and path.stat().st_size <= _LARGEST:
+            if path.is_file() and path.stat().st_size <= MAX_ARTIFACT:
                 content = path.read_bytes()
                 artifact = f"{hashlib.sha256(content).hexdigest()[:32]}_{file}"
                 artifacts[artifact], files[file] = content, f"nemo:{artifact}"

@@ -257,7 +257,7 @@ def _configs() -> Iterator[Case]:
         "long lists": ("a: [" + "1, " * 30_000, "more or deeper values"),
         "a key twice": ("num_layers: 4\nnum_layers: 5", "'num_layers' twice"),
         "a key that is a list": ("? [a, b]\n: 1", "no plain name"),
-        "a number of 5,000 digits": (f"num_layers: {'9' * 5000}", "no YAML that can be read"),
+        "a number of 5,000 digits": (f"num_layers: {'9' * 5000}", "has a number of 5000 digits"),
         "1 MB": ("#" * 1_000_000, "a genuine one has at most"),
         "no mapping": ("- 1\n- 2", "no mapping of names"),
         "no text": ("\x00\x01", "no YAML that can be read"),

@@ -234,7 +234,7 @@ def test_new_tokens_take_the_place_of_padding(tmp_path: Path) -> None:
     tokenizer.add_tokens(["<extra_id_7>"])
     tokenizer.save_pretrained(tmp_path / "model")
     said = run(tmp_path / "model", tmp_path / "x.nemo")
-    assert any("its tokenizer is not the one that came from mcore_gpt2b_style.nemo" in line for line in said)
+    assert any("its tokenizer is not the one that came from 'mcore_gpt2b_style.nemo'" in line for line in said)
     run(tmp_path / "x.nemo", tmp_path / "again")
     again = AutoTokenizer.from_pretrained(tmp_path / "again")
     assert again.convert_tokens_to_ids("<extra_id_7>") == tokenizer.convert_tokens_to_ids("<extra_id_7>") == 500

@@ -215,9 +215,10 @@ def test_buffers_and_a_second_copy_of_a_tied_head_are_passed_over() -> None:
     extra = {
         "transformer.h.0.attn.bias": (1, 1, 32, 32),
         "transformer.h.1.attn.masked_bias": (),
-        "lm_head.weight": (48, 32),
     }
-    _, core = from_hugging_face(hf_config, {**hf, **stored({name: torch.ones(shape) for name, shape in extra.items()})})
+    buffers = stored({name: torch.ones(shape) for name, shape in extra.items()})
+    copy = {"lm_head.weight": hf["transformer.wte.weight"]}
+    _, core = from_hugging_face(hf_config, {**hf, **buffers, **copy})
     assert_same_bits(core, from_hugging_face(hf_config, hf)[1])
 
 
@@ -243,7 +244,7 @@ def test_every_misfit_of_the_weights_is_named() -> None:
     message = str(raised.value)
     assert "model.layers.1.self_attn.k_proj.weight is missing" in message
     assert "model.norm.weight has shape [31], config.json says [32]" in message
-    assert "model.layers.0.self_attn.q_norm.weight has no place in LlamaForCausalLM" in message
+    assert "'model.layers.0.self_attn.q_norm.weight' has no place in LlamaForCausalLM" in message
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no \*\.safetensors here"):
         read_weights(tmp_path)
     save_file({"x": torch.arange(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="x is of type I64; weights are read of types F64, F32, F16, BF16"):
+    with pytest.raises(ModelError, match="'x' is of type 'I64'; weights are read of types F64, F32, F16, BF16"):
         read_weights(tmp_path)
     save_file({"x": torch.zeros(3)}, tmp_path / "model.safetensors")
     weights = read_weights(tmp_path)

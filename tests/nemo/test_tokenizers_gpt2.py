@@ -79,12 +79,19 @@ def test_what_is_not_exactly_gpt2_has_no_such_files() -> None:
 @pytest.mark.parametrize(
     ("vocab", "merges", "reason"),
     [
-        (b"[", b"", "not JSON"),
-        (b"[]", b"", "does not number"),
+        (b"[", b"", "no JSON object"),
+        (b"[]", b"", "no JSON object"),
+        (b"[" * 100_000, b"", "no JSON object"),
+        (b'{"\\ud800": 0}', b"", "no JSON object"),
+        (b'{"a": 1e400}', b"", "no JSON object"),
+        (b"9" * 5000, b"", "no JSON object"),
+        (b"[" + b'{":":0},' * 200_000, b"", "more than 160,000 tokens"),
+        (b'{"a": 0}', b"a b\n" * 160_001, "more than 160,000 lines"),
         (b'{"a": 1}', b"", "does not number"),
-        (b'{"a": true}', b"", "does not number"),
+        (b'{"a": true}', b"", "no JSON object"),
         (b'{"a": 0}', b"#\na", "no pair: 'a'"),
         (b'{"a": 0}', b"#\na b", "do not fit"),
+        (b'{"a": 0, "b": 1}', b"#\na b", "do not fit"),  # the library panics
         (b'{"a": 0}', b"\xff", "not UTF-8"),
     ],
 )

@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dpolish.data.templates import choose_template
 from dpolish.data.tokenize import Tokenization
 from dpolish.errors import DataError, ModelError
-from dpolish.nemo.tokenizers import import_tokenizer, require_same_ids, tokenizer_size
+from dpolish.nemo.tokenizers.archived import tokenizer_size
 from dpolish.nemo.tokenizers.gpt2 import END
+from dpolish.nemo.tokenizers.reading import import_tokenizer, require_same_ids
 from dpolish.records import Message, PreferencePair
 from tests.data.small_tokenizers import byte_level
 from tests.nemo.spm import LINES, SYMBOLS, nemo_like, train
@@ -60,14 +61,14 @@ def test_architectures_do_not_bring_tokenizers_of_their_own(tmp_path: Path, arch
     import_tokenizer(SPM, archive(a=plain()), tmp_path, rows=1024)
     special = {"bos_token_id": 1, "eos_token_id": 2}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture, "vocab_size": 1024, **special}))
-    require_same_ids(tmp_path)
+    require_same_ids(tmp_path, "x.nemo")
 
 
 def test_an_architecture_that_does_is_found(tmp_path: Path) -> None:
     import_tokenizer(SPM, archive(a=plain()), tmp_path, rows=1024)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": 1024}))
     with pytest.raises(ModelError, match="Qwen2Tokenizer, which cuts texts in another way"):
-        require_same_ids(tmp_path)
+        require_same_ids(tmp_path, "x.nemo")
 
 
 def test_legacy_mode_cuts_texts_at_added_tokens(tmp_path: Path) -> None:

@@ -6,14 +6,9 @@ import sentencepiece
 from transformers import AutoTokenizer
 
 from dpolish.errors import ModelError
-from dpolish.nemo.tokenizers import (
-    ExportedTokenizer,
-    NemoTokenizer,
-    export_tokenizer,
-    import_tokenizer,
-    tokenizer_tokens,
-)
+from dpolish.nemo.tokenizers.reading import import_tokenizer
 from dpolish.nemo.tokenizers.spm_model import parse_model
+from dpolish.nemo.tokenizers.writing import ExportedTokenizer, NemoTokenizer, export_tokenizer, tokenizer_tokens
 from tests.data.small_tokenizers import byte_level
 from tests.nemo.spm import LINES, write
 from tests.nemo.test_tokenizers_gpt2 import FILES

@@ -10,7 +10,7 @@ transformers does by default, casts everything to it, folded norms too; `dtype=t
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from dpolish.nemo.families.layout import SAME, Layout, Shape
 from dpolish.nemo.families.source import read_source
 from dpolish.nemo.gpt_config import GptConfig, RopeScaling
 from dpolish.nemo.stored import StoredTensor, Weights
+from dpolish.nemo.tar_plan import quoted
 
 _BUFFERS = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$")
 """What older versions of transformers saved along with the parameters."""
@@ -127,13 +128,13 @@ def to_hugging_face(config: GptConfig, weights: Weights) -> dict[str, StoredTens
 
 def from_hugging_face(
     hf_config: Mapping[str, object],
-    weights: Weights,
+    stored: Weights,
     *,
     original: GptConfig | None = None,
     exact_norms: Weights | None = None,
     norm_dtype: torch.dtype | None = None,
 ) -> tuple[GptConfig, dict[str, StoredTensor]]:
-    """The model that a Hugging Face folder holds, under NeMo's names; nothing is read yet.
+    """The model that a Hugging Face folder holds, under NeMo's names; nothing is read yet, but for a second tied head.
 
     `original` is what NeMo's configuration said where the folder came from NeMo: norms are stored as they were then.
     An unfolded norm has the dtype of the embedding, or `norm_dtype`, and where its folded value is still the one that
@@ -143,10 +144,14 @@ def from_hugging_face(
     family, config = _read(hf_config)
     if original is not None:
         config = _as_it_was(config, original)
-    weights = _renamed(weights, family, config)
+    weights = _renamed(stored, family)
     embedding = f"{family.names.base}{family.names.embedding}.weight"
     if embedding not in weights or len(weights[embedding].shape) != 2:
         raise ModelError(f"the weights have no matrix {embedding}")
+    head = family.names.head
+    if config.share_embeddings_and_output_weights and head in weights:
+        _require_tied(weights[head], weights[embedding], head, embedding)
+        del weights[head]
     shapes = expected_shapes(config, weights[embedding].shape[0])
     offset = _offset(config, family)
     out: dict[str, StoredTensor] = {}
@@ -164,12 +169,13 @@ def from_hugging_face(
         elif piece.layout is SAME:
             out[piece.core] = parts[0]
         else:
+            dtypes = [part.dtype for part in parts]
             load = partial(_joined, parts, piece.layout)
-            out[piece.core] = StoredTensor(shapes[piece.core], parts[0].dtype, load)
+            out[piece.core] = StoredTensor(shapes[piece.core], reduce(torch.promote_types, dtypes), load)
     known = {name for piece in pieces(family, config) for name in piece.hugging_face}
-    faults += [f"{name} has no place in {family.architecture}" for name in sorted(weights.keys() - known)]
+    faults += [f"{quoted(name)} has no place in {family.architecture}" for name in sorted(weights.keys() - known)]
     if faults:
-        raise ModelError(f"the weights do not fit config.json: {join_faults(faults)}")
+        raise ModelError(f"the weights do not fit config.json: {join_faults(faults, shown=6)}")
     return config, out
 
 
@@ -295,8 +301,8 @@ def _as_it_was(config: GptConfig, original: GptConfig) -> GptConfig:
     return original
 
 
-def _renamed(weights: Weights, family: Family, config: GptConfig) -> dict[str, StoredTensor]:
-    """The parameters under the names of the whole model: without buffers, without the second copy of a tied head."""
+def _renamed(weights: Weights, family: Family) -> dict[str, StoredTensor]:
+    """The parameters under the names of the whole model, without buffers."""
     names = family.names
     bare = not any(name.startswith(names.base) for name in weights)  # saved from the model without its head
     out: dict[str, StoredTensor] = {}
@@ -304,11 +310,19 @@ def _renamed(weights: Weights, family: Family, config: GptConfig) -> dict[str, S
         if _BUFFERS.search(name):
             continue
         if name in _HEADS:
-            if not config.share_embeddings_and_output_weights:
-                out[names.head] = stored
+            out[names.head] = stored
         else:
             out[f"{names.base}{name}" if bare else name] = stored
     return out
+
+
+def _require_tied(head: StoredTensor, embedding: StoredTensor, name: str, embedding_name: str) -> None:
+    """Raise ModelError unless the head is the embedding's copy: transformers uses one that differs, NeMo never."""
+    if head.shape != embedding.shape or not torch.equal(head.load(), embedding.load()):
+        raise ModelError(
+            f"config.json says tie_word_embeddings, and {name} differs from {embedding_name}: set it to false to keep "
+            f"the head, or remove {name}"
+        )
 
 
 def _misfits(piece: Piece, core: Shape, weights: Weights) -> Iterator[str]:

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from dpolish.errors import ModelError
 from dpolish.nemo.gpt_config import GptConfig, Normalization, PositionEmbedding, RopeScaling
+from dpolish.nemo.gpt_keys import LARGEST_SIZE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_LARGEST = {"num_hidden_layers": 4096, "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16}
+"""As where NeMo's configuration is read: the names of a billion layers would fill the memory."""
 _SAME_FUNCTION = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -39,8 +42,9 @@ class Source:
     def size(self, name: str) -> int:
         """A positive whole number; 1 after a fault."""
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.faults.append(f"{name} {value!r} is not a positive whole number")
+        most = _LARGEST.get(name, LARGEST_SIZE)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            self.faults.append(f"{name} {value!r} is not a whole number from 1 to {most}")
             return 1
         return value
 

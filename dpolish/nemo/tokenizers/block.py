@@ -35,7 +35,7 @@ class TokenizerBlock:
             return "gpt2"
         if self.library == "huggingface":
             return "huggingface"
-        named = f"{self.library} ({self.type})" if self.type else self.library
+        named = f"{shown(self.library)} ({shown(self.type)})" if self.type else shown(self.library)
         raise ModelError(
             f"tokenizer.library {named}: no fast Hugging Face tokenizer is known to have the same ids. If you have "
             "one, name its folder with --tokenizer"
@@ -63,6 +63,13 @@ def read_block(block: Mapping[str, object]) -> TokenizerBlock:
         _texts(block.get("additional_special_tokens")),
         named,
     )
+
+
+def shown(text: str | None) -> str:
+    """A word from a file, short and safe for a terminal."""
+    text = str(text)
+    text = text if len(text) <= 120 else f"{text[:117]}..."
+    return text if text.isprintable() else ascii(text)
 
 
 def _text(block: Mapping[str, object], key: str) -> str | None:

@@ -13,8 +13,11 @@ import numpy as np
 
 from dpolish.errors import ModelError
 
-_MAX_RULES = 1 << 19
-_MAX_NODES = 1 << 21
+_MAX_BYTES = 1 << 20
+"""Of a trie."""
+_MAX_RULES = 1 << 18
+"""The usual ones (nmt_nfkc) have 225,276, in a trie of 240 kB."""
+_MAX_NODES = 1 << 20
 _MAX_KEY_BYTES = 64
 
 _Units: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.uint32]]"
@@ -23,6 +26,8 @@ _Units: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.uint32]]"
 def read_rules(charsmap: bytes, where: str) -> dict[str, str]:
     """What each rule turns into what. The longest rule at a place wins. Raises ModelError."""
     size = int.from_bytes(charsmap[:4], "little")
+    if size > _MAX_BYTES:
+        raise _damaged(where, f"a trie of more than {_MAX_BYTES >> 20} MiB")
     if len(charsmap) < 4 or size % 1024 or not 0 < size < len(charsmap) - 3:  # built in blocks of 256 units
         raise _damaged(where, "the trie's size")
     found = _read_trie(np.frombuffer(charsmap, "<u4", size // 4, 4), where)

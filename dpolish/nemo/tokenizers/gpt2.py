@@ -3,13 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from dpolish.errors import ModelError
+from dpolish.nemo.tokenizers.library import refusals
 
 END = "<|endoftext|>"
 """The one special token, which NeMo adds where the vocabulary lacks it."""
+
+_MOST_TOKENS = 160_000
+"""GPT-2 has 50,257."""
+_LARGEST = 8 << 20
+"""Bytes of a file; GPT-2's vocabulary has one million."""
 
 _HEADER = "#version: 0.2\n"
 _PLAIN_BPE: Mapping[str, Sequence[object]] = {
@@ -25,31 +32,49 @@ _PLAIN_BPE: Mapping[str, Sequence[object]] = {
 """Fields of a model in tokenizer.json, and the values of them with which it is what GPT-2 does."""
 
 
-def build_gpt2(vocab: bytes, merges: bytes, where: str) -> Tokenizer:
-    """The fast tokenizer of the two files. Raises ModelError."""
-    try:
-        ids = json.loads(vocab)
-        lines = [line.split(" ") for line in merges.decode().split("\n")[1:] if line]
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}: vocab_file is not JSON, or merge_file not UTF-8: {error}") from error
-    if not isinstance(ids, dict) or sorted(map(_number, ids.values())) != list(range(len(ids))):
-        raise ModelError(f"{where}: vocab_file does not number its tokens from 0 on")
-    if wrong := next((line for line in lines if len(line) != 2), None):
-        raise ModelError(f"{where}: merge_file has a line that is no pair: {' '.join(wrong)[:80]!a}")
-    try:
-        fast = Tokenizer(
-            BPE(ids, [(left, right) for left, right in lines], continuing_subword_prefix="", end_of_word_suffix="")
-        )
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{where}: vocab_file and merge_file do not fit each other: {error}") from error
+def build_gpt2(vocab: bytes, merges: bytes, where: str, rows: int | None = None) -> Tokenizer:
+    """The fast tokenizer of the two files, of at most `rows` tokens. Raises ModelError."""
+    ids, pairs = _vocabulary(vocab, where), _merges(merges, where)
+    size = len(ids) + (END not in ids)
+    if rows is not None and size > rows:
+        raise ModelError(f"the tokenizer has {size} tokens, and the model's embedding only {rows} rows for them")
+    for left, right in pairs:  # the library panics
+        if left not in ids or right not in ids or left + right not in ids:
+            raise ModelError(
+                f"{where}: vocab_file and merge_file do not fit each other: {f'{left} {right}'[:80]!a} is no pair of "
+                "tokens that makes a third"
+            )
+    with refusals(f"{where}: vocab_file and merge_file do not fit each other"):
+        fast = Tokenizer(BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix=""))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(END, normalized=False, special=True)])
     return fast
 
 
-def _number(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else -1
+def _vocabulary(data: bytes, where: str) -> dict[str, int]:
+    """The tokens and their ids; they are counted before any is made."""
+    if data.count(b":") > _MOST_TOKENS or len(data) > _LARGEST:
+        raise ModelError(f"{where}: vocab_file has more than {_MOST_TOKENS:,} tokens or {_LARGEST >> 20} MiB")
+    try:
+        ids = msgspec.json.decode(data, type=dict[str, int])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: vocab_file is no JSON object of numbers: {str(error)[:120]!a}") from error
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise ModelError(f"{where}: vocab_file does not number its tokens from 0 on")
+    return ids
+
+
+def _merges(data: bytes, where: str) -> list[tuple[str, str]]:
+    if data.count(b"\n") > _MOST_TOKENS or len(data) > _LARGEST:
+        raise ModelError(f"{where}: merge_file has more than {_MOST_TOKENS:,} lines or {_LARGEST >> 20} MiB")
+    try:
+        lines = [line.split(" ") for line in data.decode().split("\n")[1:] if line]
+    except ValueError as error:
+        raise ModelError(f"{where}: merge_file is not UTF-8: {error}") from error
+    if wrong := next((line for line in lines if len(line) != 2), None):
+        raise ModelError(f"{where}: merge_file has a line that is no pair: {' '.join(wrong)[:80]!a}")
+    return [(left, right) for left, right in lines]
 
 
 def gpt2_files(fast: Tokenizer) -> tuple[bytes, bytes] | None:

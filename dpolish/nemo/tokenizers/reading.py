@@ -12,18 +12,15 @@ from dpolish.data.templates.builtin import PromptTokens, nemo_template
 from dpolish.errors import ModelError, RunError
 from dpolish.files import cannot_write, write_atomically
 from dpolish.model.load import load_tokenizer
+from dpolish.nemo.tokenizers.archived import ArchivedTokenizer, Artifact, archived_tokenizer, require_rows
 from dpolish.nemo.tokenizers.block import TokenizerBlock, read_block
-from dpolish.nemo.tokenizers.gpt2 import END, build_gpt2
-from dpolish.nemo.tokenizers.spm_fast import UNIGRAM_TIES, build_fast
-from dpolish.nemo.tokenizers.spm_model import ModelKind, SentencePieceModel, parse_model
-
-Artifact = Callable[[str], bytes]
-"""The content of an artifact by the name that the configuration has for it."""
+from dpolish.nemo.tokenizers.gpt2 import END
+from dpolish.nemo.tokenizers.spm_fast import UNIGRAM_TIES
+from dpolish.nemo.tokenizers.spm_model import ModelKind
 
 _made: Callable[..., PreTrainedTokenizerBase] = PreTrainedTokenizerFast
 _CLASS = "PreTrainedTokenizerFast"
 """What every release of transformers calls a tokenizer that is all in its tokenizer.json."""
-
 
 _PROBES = ("Hello  world", " a\n\tb ", "<extra_id_0>System\n", "3.14159 == x1000", "größer 日本語 ｶﾞ 🎉", "</s>")
 
@@ -61,16 +58,9 @@ def import_tokenizer(
     if folder is not None:
         kind, tokenizer, warnings = "huggingface", *_from_folder(asked, folder)
     else:
-        kind = asked.kind
-        if kind == "huggingface":
-            raise ModelError(
-                f"the archive has no tokenizer, only the name of one: {asked.type}. Name a folder that holds it, "
-                "with --tokenizer; nothing is downloaded behind your back"
-            )
-        tokenizer, warnings = (_from_sentencepiece if kind == "sentencepiece" else _from_gpt2)(asked, artifact)
+        kind, tokenizer, warnings = asked.kind, *_from_archive(asked, archived_tokenizer(asked, artifact, rows))
     size = _size(tokenizer)
-    if size > rows:
-        raise ModelError(f"the tokenizer has {size} tokens, and the model's embedding only {rows} rows for them")
+    require_rows(size, rows)
     if template := _chat_template(data or {}):
         tokenizer.chat_template = template
     _save(tokenizer, destination)
@@ -80,87 +70,20 @@ def import_tokenizer(
     return ImportedTokenizer(kind, size, ids, warnings)
 
 
-def tokenizer_size(block: Mapping[str, object], artifact: Artifact) -> int | None:
-    """How many tokens NeMo counts; None for a tokenizer that the archive only names. Raises ModelError."""
-    tokens = archive_tokens(block, artifact)
-    return None if tokens is None else len(tokens)
-
-
-def archive_tokens(block: Mapping[str, object], artifact: Artifact) -> dict[str, int] | None:
-    """The tokens of an archive's tokenizer and their ids; None where the archive only names one. Raises ModelError."""
-    asked = read_block(block)
-    if asked.kind == "huggingface":
-        return None
-    if asked.kind == "gpt2":
-        return _gpt2(asked, artifact).get_vocab()
-    model = _sentencepiece(asked, artifact)
-    texts = [*(piece.text for piece in model.pieces), *_new_tokens(asked, model)]
-    return {text: id_ for id_, text in enumerate(texts)}
-
-
-# sentencepiece
-
-
-def _from_sentencepiece(asked: TokenizerBlock, artifact: Artifact) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
-    model = _sentencepiece(asked, artifact)
-    fast = build_fast(model, str(asked.model))
-    new = _new_tokens(asked, model)
-    fast.add_tokens([AddedToken(text, normalized=False, special=False) for text in new])
+def _from_archive(asked: TokenizerBlock, found: ArchivedTokenizer) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    model = found.sentencepiece
+    if model is None:
+        named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+        return _made(tokenizer_object=found.fast, **named, clean_up_tokenization_spaces=False), ()
     named = {f"{name}_token": model.pieces[id_].text for name, id_ in model.special.items()}
     # NeMo reads control pieces in a text as text. So does this tokenizer, unless it is told to parse special tokens.
-    tokenizer = _made(tokenizer_object=fast, **named, split_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokenizer = _made(
+        tokenizer_object=found.fast, **named, split_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     warnings = [UNIGRAM_TIES] if model.kind == ModelKind.UNIGRAM else []
     if asked.named:
         warnings.append("tokenizer.special_tokens is ignored, as NeMo up to 2.1 does for sentencepiece")
     return tokenizer, tuple(warnings)
-
-
-def _sentencepiece(asked: TokenizerBlock, artifact: Artifact) -> SentencePieceModel:
-    if asked.model is None:
-        raise ModelError(
-            "tokenizer.model names no sentencepiece artifact: name the tokenizer's folder with --tokenizer"
-        )
-    return parse_model(artifact(asked.model), asked.model)
-
-
-def _new_tokens(asked: TokenizerBlock, model: SentencePieceModel) -> list[str]:
-    """The tokens that NeMo numbers behind the pieces, and at which it cuts texts: the leftmost, the first in the list.
-
-    The fast tokenizer takes the longest of those at one place, so a list where that differs is refused.
-    """
-    if asked.added and not asked.legacy:
-        raise ModelError(
-            "tokenizer.additional_special_tokens is set while sentencepiece_legacy is false, which NeMo refuses, too: "
-            "set sentencepiece_legacy to true in model_config.yaml, or remove the tokens"
-        )
-    pieces = {piece.text for piece in model.pieces}
-    new = [text for text in asked.added if text not in pieces]
-    for number, text in enumerate(new):
-        if hidden := next((later for later in new[number + 1 :] if later.startswith(text)), None):
-            raise ModelError(
-                f"tokenizer.additional_special_tokens: NeMo never finds {hidden!r}, for {text!r} stands before it in "
-                "the list; a fast tokenizer would"
-            )
-    return new
-
-
-# GPT-2
-
-
-def _from_gpt2(asked: TokenizerBlock, artifact: Artifact) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
-    named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
-    return _made(tokenizer_object=_gpt2(asked, artifact), **named, clean_up_tokenization_spaces=False), ()
-
-
-def _gpt2(asked: TokenizerBlock, artifact: Artifact) -> Tokenizer:
-    if asked.vocab_file is None or asked.merge_file is None:
-        raise ModelError(
-            "tokenizer.vocab_file or merge_file names no artifact, so NeMo would download GPT-2's: name the folder of "
-            "that tokenizer with --tokenizer"
-        )
-    fast = build_gpt2(artifact(asked.vocab_file), artifact(asked.merge_file), "tokenizer")
-    fast.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in asked.added])
-    return fast
 
 
 # Hugging Face
@@ -207,7 +130,7 @@ def _chat_template(data: Mapping[str, object]) -> str | None:
     return nemo_template(PromptTokens(*found)) if len(found) == len(given) else None
 
 
-def require_same_ids(folder: Path) -> None:
+def require_same_ids(folder: Path, where: str) -> None:
     """Raise ModelError where transformers reads the tokenizer of a finished model folder as another one.
 
     For some architectures (Qwen2) it takes its own class, whatever the folder says.
@@ -217,7 +140,7 @@ def require_same_ids(folder: Path) -> None:
     for text in _PROBES:
         if fast.encode(text, add_special_tokens=False).ids != tokenizer(text, add_special_tokens=False).input_ids:
             raise ModelError(
-                f"{folder}: transformers reads the tokenizer of this kind of model with {type(tokenizer).__name__}, "
+                f"{where}: transformers reads the tokenizer of this kind of model with {type(tokenizer).__name__}, "
                 f"which cuts texts in another way ({text!r}); the archive's tokenizer cannot be used with this model"
             )
 

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, Model, Unigram
 
 from dpolish.errors import ModelError
+from dpolish.nemo.tokenizers.library import refusals
 from dpolish.nemo.tokenizers.patterns import literal, longest_of
 from dpolish.nemo.tokenizers.spm_model import ModelKind, PieceKind, SentencePieceModel
 from dpolish.nemo.tokenizers.spm_normalizer import SPACE, build_normalizer
@@ -34,13 +35,9 @@ UNIGRAM_TIES = (
 
 def build_fast(model: SentencePieceModel, where: str) -> Tokenizer:
     """The fast tokenizer. Raises ModelError for a model that has none with the same ids."""
-    try:
+    with refusals(f"{where}: the tokenizers library refuses this model"):
         fast = _unigram(model, where) if model.kind == ModelKind.UNIGRAM else _bpe(model, where)
         fast.normalizer = build_normalizer(model, where)
-    except ModelError:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{where}: the tokenizers library refuses this model: {error}") from error
     fast.decoder = _decoder(model)
     control = model.of_kind(PieceKind.CONTROL, PieceKind.UNKNOWN)
     fast.add_tokens([AddedToken(text, normalized=False, special=True) for text in control])

@@ -7,7 +7,6 @@ Fields that are not named here are skipped, as protobuf has it; a file that cont
 """
 
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,7 +15,8 @@ from dpolish.errors import ModelError
 
 MAX_BYTES = 1 << 25
 """Of a model file; the largest genuine ones have a few million."""
-MAX_PIECES = 1 << 19
+MAX_PIECES = 300_000
+"""The largest genuine ones have 262,144."""
 _LONGEST_SYMBOL = 256
 _MAX_PIECE_BYTES = 8000  # sentencepiece's own limit
 
@@ -92,10 +92,14 @@ class _Unsupported(Exception):
 
 
 def _parsed(data: bytes) -> SentencePieceModel:
-    pieces, messages = [], {2: b"", 3: b""}
+    pieces: list[Piece] = []
+    messages, texts = {2: b"", 3: b""}, set[str]()
     for number, value in _fields(data):
         if number == 1 and isinstance(value, bytes):
-            pieces.append(_piece(value))
+            pieces.append(piece := _piece(value))
+            if piece.text in texts:
+                raise _Malformed(f"the piece {piece.text[:80]!a} stands in it twice")
+            texts.add(piece.text)
             if len(pieces) > MAX_PIECES:
                 raise _Malformed(f"more than {MAX_PIECES:,} pieces")
         elif number in messages and isinstance(value, bytes):
@@ -141,9 +145,6 @@ def _piece(data: bytes) -> Piece:
 
 
 def _check(pieces: list[Piece], byte_fallback: bool) -> None:
-    counts = Counter(piece.text for piece in pieces)
-    if repeated := [text for text, count in counts.items() if count > 1]:
-        raise _Malformed(f"the piece {repeated[0]!r} stands in it twice")
     if sum(piece.kind == PieceKind.UNKNOWN for piece in pieces) != 1:
         raise _Malformed("there must be one piece for what is unknown")
     symbols = (piece.text for piece in pieces if piece.kind == PieceKind.USER_DEFINED)

@@ -9,8 +9,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from dpolish.errors import ModelError
+from dpolish.nemo.tokenizers.archived import archive_tokens
+from dpolish.nemo.tokenizers.block import shown
 from dpolish.nemo.tokenizers.gpt2 import END, gpt2_files
-from dpolish.nemo.tokenizers.reading import archive_tokens
+from dpolish.nemo.tokenizers.library import refusals
 from dpolish.nemo.tokenizers.spm_model import SentencePieceModel, appended, parse_model
 
 _EMPTY: Mapping[str, object] = {
@@ -85,8 +87,8 @@ def _sentencepiece(folder: Path, fast: Tokenizer | None, hub_name: str | None) -
     if added:
         content = appended(content, added)
         warnings.append(
-            f"{len(added)} tokens that sentencepiece does not have ({', '.join(added[:3])}) go into its model as "
-            "user-defined pieces; blanks beside them may be tokenised differently"
+            f"{len(added)} tokens that sentencepiece does not have ({', '.join(map(shown, added[:3]))}) go into its "
+            "model as user-defined pieces; blanks beside them may be tokenised differently"
         )
     eos, ours = _eos(folder), model.special.get("eos")
     if eos is not None and (ours is None or model.pieces[ours].text != eos):
@@ -143,10 +145,8 @@ def _fast(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    try:
+    with refusals(f"{path}: cannot be read"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{path}: cannot be read ({error})") from error
 
 
 def _size(fast: Tokenizer) -> int:

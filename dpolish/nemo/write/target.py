@@ -24,7 +24,6 @@ _DIST_FORMATS: Mapping[LayoutName, str] = {"mcore-zarr": "zarr", "mcore-torch-di
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _MULTIPLE = 128
 """What NeMo pads vocabularies to, per tensor-parallel rank."""
-_FULL_TE = "megatron_gpt_full_te_layer_autocast"
 _MCORE_ONLY = ("qkv_bias", "scale_positional_embedding", "layernorm_zero_centered_gamma")
 _PRECISIONS: Mapping[torch.dtype, str | int] = {torch.bfloat16: "bf16", torch.float16: 16, torch.float32: 32}
 
@@ -153,8 +152,8 @@ def _running(raw: Mapping[str, object], target: Target) -> dict[str, object]:
     keys |= {name: False for name in ("megatron_legacy", "fsdp") if raw.get(name)}
     if target.tensor_parallel == 1 and raw.get("sequence_parallel"):
         keys["sequence_parallel"] = False
-    if raw.get("name") == _FULL_TE:
-        keys["name"] = "megatron_gpt"
+    if not target.legacy and not raw.get("mcore_gpt") and raw.get("name"):
+        keys["name"] = ""  # to Megatron-core it names a kind of layers
     activation = raw.get("activation")
     if not target.legacy and activation in ("swiglu", "geglu", "reglu"):
         keys["activation"] = f"fast-{activation}"  # Megatron-core has gate and up in one tensor
