@@ -41,6 +41,18 @@ class RunError(DpolishError):
     exit_code = 3
 
 
+def printable(text: str) -> str:
+    """The text with everything that moves a terminal written out: names in messages may come from anybody.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\nb'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def join_faults(faults: Sequence[str], shown: int = 20) -> str:
     """One message out of many faults: the first `shown` in full, the rest as a count."""
     lines = [f"{len(faults)} problems:", *faults[:shown]] if len(faults) > 1 else list(faults)

@@ -10,7 +10,7 @@ import click
 
 from dpolish import __version__
 from dpolish.cli.commands import COMMANDS
-from dpolish.errors import DpolishError
+from dpolish.errors import DpolishError, printable
 
 
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except DpolishError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

@@ -22,7 +22,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from dpolish.errors import DpolishError
+from dpolish.errors import DpolishError, printable
 
 BEAT_SECONDS = 0.5
 _STACK_EVERY = 10
@@ -242,7 +242,7 @@ class Watch:
 def write_error(text: str) -> None:
     """Say it on stderr, if there is one left."""
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"error: {text}\n")
+        sys.stderr.write(f"error: {printable(text)}\n")
         sys.stderr.flush()
 
 

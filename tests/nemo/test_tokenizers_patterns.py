@@ -19,7 +19,7 @@ def test_the_longest_text_is_found(texts: set[str], text: str) -> None:
     assert replaced(longest_of(texts), text) == re.sub(longest_first, "\u0001", text)
 
 
-@given(st.sets(st.characters(), min_size=1), st.characters())
+@given(st.sets(st.characters(codec="utf-8"), min_size=1), st.characters(codec="utf-8"))
 def test_one_letter_of_a_set_is_found(letters: set[str], other: str) -> None:
     for letter in [*letters, other]:
         assert (replaced(one_of(letters), letter) == "\u0001") is (letter in letters or letter == "\u0001")
