@@ -172,20 +172,23 @@ def model_folder(name: str, say: Say = print, world: World = ALONE) -> Path:
 def choose_device(accelerator: str, devices: object = 1, world: World = ALONE) -> torch.device:
     """This rank's device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU.
 
-    A list in `trainer.devices` names the GPUs' indices. Raises ConfigError.
+    A list in `trainer.devices` names the GPUs' indices. Every rank judges all devices of its node, so that none is left
+    waiting for one that refuses. Raises ConfigError.
     """
-    index = devices[world.local_rank] if isinstance(devices, tuple) else world.local_rank
+    named = isinstance(devices, tuple)
+    indices = tuple(devices) if isinstance(devices, tuple) else tuple(range(max(world.local_size, 1)))
     count = torch.cuda.device_count()
-    if accelerator in ("auto", "gpu") and count == 1 and world.origin == "srun":
-        return torch.device("cuda", 0)  # Slurm shows each task its own GPU only
-    if accelerator in ("auto", "gpu") and index < count:
-        return torch.device("cuda", index)
-    if accelerator in ("auto", "gpu") and (count > 0 or (isinstance(devices, tuple) and index > 0)):
-        asked = list(devices) if isinstance(devices, tuple) else devices
-        raise ConfigError(
-            f"trainer.devices={asked}: there is no GPU {index} here, torch sees {count}. Ask for fewer, or set "
-            "trainer.accelerator=cpu"
-        )
+    if accelerator in ("auto", "gpu"):
+        if count == 1 and world.origin == "srun":
+            return torch.device("cuda", 0)  # Slurm shows each task its own GPU only
+        absent = [index for index in indices if index >= count]
+        if absent and (count > 0 or (named and indices != (0,))):  # 0 is also the only CPU
+            raise ConfigError(
+                f"trainer.devices={list(indices) if named else devices}: there is no GPU {absent[0]} here, torch sees "
+                f"{count}. Ask for fewer, or set trainer.accelerator=cpu"
+            )
+        if not absent:
+            return torch.device("cuda", indices[world.local_rank])
     if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
     if accelerator == "mps" and torch.backends.mps.is_available():
@@ -214,6 +217,8 @@ def require_same_data(train: Ingested, validation: Ingested | None) -> None:
             digest.update(example.prompt.tobytes())
             for completion in example.completions:
                 digest.update(completion.tokens.tobytes())
+                digest.update(completion.scored_at.tobytes())
+            digest.update(repr(example.rewards).encode())
     if (rank := rank_that_differs(digest.digest())) is not None:
         raise DataError(
             f"rank {rank} has read other rows than rank 0. The data files, or the model's tokenizer, are not the same "

@@ -16,6 +16,7 @@ from dpolish.data.pack import Packing, collate
 from dpolish.errors import ModelError
 from dpolish.model.attention import ATTENTION_NAME, Geometry
 from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
+from dpolish.parallel.watch import rest, tick
 from dpolish.tensors import Completion, Example
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 5e-5, torch.bfloat16: 0.03}
@@ -126,6 +127,7 @@ def examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Findi
             finding = _examine(policy, packing, probe)
     finally:
         policy.model.train(training)
+    rest()
     return Finding(next(filter(None, policy.mesh.gathered(finding.reason)), None))  # what one rank finds holds for all
 
 
@@ -134,12 +136,14 @@ def _examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Find
         return Finding("its layers have an attention of their own, which cannot be replaced")
     try:
         ours, geometry = _run(policy, packing, probe)
-    except torch.OutOfMemoryError:
-        raise  # no fault of the path, and the plain one needs more
-    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        return Finding(
-            f"the model cannot be called this way ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        )
+    except RuntimeError as error:
+        # Memory is no fault of the path, and the plain one needs more. On several ranks it may be that a partner was
+        # lost, or that this rank alone failed: the others wait for it in the model, and no collective may follow.
+        if out_of_memory(error) or policy.mesh.size > 1:
+            raise
+        return _uncallable(error)
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        return _uncallable(error)
     layers = policy.model.config.get_text_config().num_hidden_layers
     if policy.backend != STOCK and geometry.calls != layers:
         return Finding(f"only {geometry.calls} of {layers} layers call the attention function")
@@ -159,10 +163,25 @@ def _examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Find
     return _perturbed(policy, packing, probe, ours)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the host, where torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def _uncallable(error: Exception) -> Finding:
+    return Finding(
+        f"the model cannot be called this way ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    )
+
+
 def _run(policy: Policy, packing: Packing, examples: Sequence[Example]) -> tuple[Tensor, Geometry]:
     batch = collate(examples, packing).to(policy.device)
     with attending(policy, batch) as geometry:
-        return token_logprobs(policy, batch), geometry
+        logprobs = token_logprobs(policy, batch)
+    tick()
+    return logprobs, geometry
 
 
 def true_logprobs(policy: Policy, examples: Sequence[Example]) -> Tensor:
@@ -181,6 +200,7 @@ def _true_row(policy: Policy, example: Example, completion: Completion) -> Tenso
     tokens = np.pad(tokens, (0, -len(tokens) % policy.mesh.layout.tensor))  # behind the row, where nothing looks
     row = torch.from_numpy(tokens)[None].to(policy.device)
     logits: Tensor = policy.model(input_ids=row, use_cache=False).logits[0]
+    tick()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     at = torch.from_numpy(len(example.prompt) + completion.scored_at).to(policy.device)
     return logits[at - 1].log_softmax(dim=-1).gather(1, row[0, at, None])[:, 0]

@@ -5,7 +5,7 @@
 Compiled layers have FSDP's hooks outside of them; a recomputed layer gathers its weights again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,6 +23,9 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import Shard
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import Concatenate as Joined
+from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightTransform
 
 from dpolish.errors import ConfigError
 from dpolish.parallel.experts import experts_of, split_experts
@@ -79,8 +82,9 @@ def _shard(model: PreTrainedModel, how: Spread) -> None:
     }
     if how.mesh.experts is not None:
         mesh = how.mesh.experts["replicate", "shard"]
+        cut = _cut(model, mesh)
         for module in experts_of(model):
-            sharded = fully_shard(module, **{**options, "mesh": mesh, "shard_placement_fn": _cut(model, mesh)})
+            sharded = fully_shard(module, **{**options, "mesh": mesh, "shard_placement_fn": cut})
             assert isinstance(sharded, FSDPModule)
             # Its tokens come from all data-parallel ranks: the sum over those is what the others average over.
             sharded.set_gradient_divide_factor(float(how.mesh.layout.replicate * how.mesh.layout.shard))
@@ -95,30 +99,37 @@ def _shard(model: PreTrainedModel, how: Spread) -> None:
 
 
 def _cut(model: PreTrainedModel, mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard | None]:
-    """Which dimension of a parameter the ranks of `mesh` share: the first; of experts that do not go round, another.
+    """Which dimension of a parameter the ranks of `mesh` share: the first; where experts do not go round, their last.
 
-    transformers stacks the experts that a rank has, and cannot stack none.
+    transformers stacks the experts that a rank has, and cannot stack none. Their last dimension passes through unmoved.
     """
     ranks = mesh["shard"].size()
-    experts = {id(parameter) for name, parameter in model.named_parameters() if "experts" in name.split(".")}
+    transforms = get_model_conversion_mapping(model)
+    stacked = {id(parameter) for name, parameter in model.named_parameters() if _stacked(name, transforms)}
 
     def dimension(parameter: nn.Parameter) -> Shard | None:
         shape = tuple(local(parameter).shape)
-        if len(shape) < 3 or -(-shape[0] // ranks) * (ranks - 1) < shape[0]:
+        if id(parameter) not in stacked or -(-shape[0] // ranks) * (ranks - 1) < shape[0]:
             return None
-        for axis, size in enumerate(shape[1:], 1):
-            if size % ranks == 0:
-                return Shard(axis)
-        if id(parameter) not in experts:
-            return None
+        if shape[-1] % ranks == 0:
+            return Shard(len(shape) - 1)
         raise ConfigError(
-            f"{type(model).__name__}: {shape[0]} experts with weights of {' × '.join(map(str, shape[1:]))} cannot be "
-            f"sharded over {ranks} ranks so that each has a part, for {ranks} divides neither. Set "
+            f"{type(model).__name__}: {shape[0]} experts cannot be sharded over {ranks} ranks so that each has some, "
+            f"nor can their weights of {' × '.join(map(str, shape[1:]))}, for {ranks} does not divide {shape[-1]}. Set "
             "model.fsdp_sharding_strategy=replicate, ask for another number of devices, or give ranks experts of "
             "their own (model.expert_model_parallel_size)"
         )
 
     return dimension
+
+
+def _stacked(name: str, transforms: Sequence[WeightTransform]) -> bool:
+    """Whether transformers stacks a parameter of experts that lie one by one in the checkpoint, and does no more."""
+    for transform in transforms:
+        if isinstance(transform, WeightConverter) and name.endswith(tuple(transform.target_patterns)):
+            does = {(type(operation), getattr(operation, "dim", None)) for operation in transform.operations}
+            return (MergeModulelist, 0) in does and does <= {(MergeModulelist, 0), (Joined, 1)}
+    return False
 
 
 def _run(model: PreTrainedModel, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

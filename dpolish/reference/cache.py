@@ -83,10 +83,20 @@ class ReferenceCache:
             return
         digests = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32)
         content = save({"keys": digests, "logprobs": values}, metadata={"identity": self._identity.digest})
-        path = self._folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        self._write(f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
+
+    def require_writable(self) -> None:
+        """Raise RunError unless segments can be stored: better before hours of scoring than behind them."""
+        if self._folder is not None:
+            probe = f"probe-{os.getpid()}"
+            self._write(probe, b"")
+            (self._folder / probe).unlink(missing_ok=True)
+
+    def _write(self, name: str, content: bytes) -> None:
+        assert self._folder is not None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+            write_atomically(self._folder / name, content)
         except (OSError, RunError) as error:
             raise RunError(
                 f"reference cache: {error}\n  Or set model.dpo.reference_cache to another folder, or to off."

@@ -12,6 +12,7 @@ import torch
 from dpolish.data.pack import Packing, collate
 from dpolish.errors import RunError
 from dpolish.model.logprobs import Policy, attending, completion_logprobs
+from dpolish.parallel.watch import rest, tick
 from dpolish.reference.cache import ReferenceCache
 from dpolish.tensors import Example
 
@@ -55,13 +56,15 @@ def score(
 
     The first rank has the cache and tells the others what is in it; they have None. `progress(label, total)` opens a
     display that is told of rows done. Runs the policy as it stands, which at the start is the reference. Raises
-    RunError for a non-finite score.
+    RunError for a non-finite score, and before anything is scored for a cache that cannot be written.
     """
     logprobs = policy.mesh.from_first(None if cache is None else cache.lookup(examples))
     assert logprobs is not None
     todo = unknown(logprobs) if len(examples) else np.empty(0, dtype=np.int64)
     todo = todo[np.argsort([-examples[index].num_tokens for index in todo], kind="stable")]  # what is long fails first
     if len(todo):
+        if cache is not None:
+            cache.require_writable()
         store = _Segments(cache, examples, logprobs)
         with progress("scoring the reference", len(todo)) as advance:
             for first in range(0, len(todo), _BLOCK * policy.mesh.data_size):
@@ -76,6 +79,7 @@ def score(
                     store.add(rows, values)
                     advance(len(rows))
         store.flush()
+    rest()
     return Reference(logprobs, len(examples) - len(todo), len(todo))
 
 
@@ -99,6 +103,7 @@ class _Segments:
     def flush(self) -> None:
         """Store what is not stored yet."""
         if self._cache is not None and self._pending:
+            rest()  # a shared file system takes its time
             self._cache.add([self._examples[row] for row in self._pending], self._logprobs[self._pending])
         self._pending, self._stored = [], time.monotonic()
 
@@ -131,4 +136,5 @@ def _score_batch(policy: Policy, examples: Sequence[Example], packing: Packing) 
     with attending(policy, batch):
         sums = completion_logprobs(policy, batch).sums
     result: npt.NDArray[np.float32] = sums.float().cpu().numpy().reshape(len(examples), -1)
+    tick()
     return result

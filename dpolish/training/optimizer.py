@@ -52,6 +52,7 @@ class Optimizer:
         """
         self.masters = MasterWeights(model, initial or {}, 1 if mesh is None else mesh.size)
         self._partial = [weight for name, weight in self.masters.weights.items() if name in partial]
+        self._alone = mesh is None or mesh.size == 1
         self._tensor = None if mesh is None else mesh.tensor
         self.max_norm = max_norm
         # One fused kernel per weight takes a fifth of the time on a CPU; other devices may not have it.
@@ -77,7 +78,7 @@ class Optimizer:
         Raises RunError, and updates nothing, for a norm that is not finite.
         """
         if not math.isfinite(norm):
-            raise RunError(_not_finite(self.masters.weights, norm))
+            raise RunError(_not_finite(self.masters.weights, norm, alone=self._alone))
         clip_gradients(self.masters.weights.values(), self.max_norm, norm)
         for group in self.inner.param_groups:
             group["lr"] = lr
@@ -219,9 +220,14 @@ def _decays(name: str, weight: Tensor) -> bool:
     return weight.ndim > 1 and not name.endswith("bias")
 
 
-def _not_finite(weights: Mapping[str, Tensor], norm: float) -> str:
+def _not_finite(weights: Mapping[str, Tensor], norm: float, *, alone: bool) -> str:
     bad = [name for name, weight in weights.items() if weight.grad is not None and not weight.grad.isfinite().all()]
-    where = f"not finite in {len(bad)} of {len(weights)} weights, first {bad[0]}" if bad else "they are too large"
+    if bad:
+        where = f"not finite in {len(bad)} of {len(weights)} weights, first {bad[0]}"
+    elif math.isnan(norm):  # finite numbers overflow to infinity, never to NaN
+        where = "not finite in another rank's part of the weights"
+    else:
+        where = "they are too large" if alone else "they are too large, or infinite in another rank's part"
     return (
         f"the gradient norm is {norm}: {where}. The update was not made.\n"
         "  A learning rate that is too high is the usual cause; lower model.optim.lr, or lengthen the warm-up."

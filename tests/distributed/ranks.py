@@ -5,12 +5,14 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -37,9 +39,17 @@ def _become(rank: int, size: int, environ: dict[str, str]) -> None:
 
 
 def _answer(
-    rank: int, size: int, environ: dict[str, str], answers: "Queue[Any]", job: Callable[..., Any], *args: Any
+    rank: int,
+    size: int,
+    environ: dict[str, str],
+    err: Path,
+    answers: "Queue[Any]",
+    job: Callable[..., Any],
+    *args: Any,
 ) -> None:
     _become(rank, size, environ)
+    with err.open("w") as file:
+        os.dup2(file.fileno(), 2)
     try:
         answer = (rank, job(*args), None)
     except BaseException:
@@ -76,23 +86,42 @@ def run_ranks(size: int, job: Callable[..., Any], *args: Any, nodes: int = 1) ->
     context = _context()
     answers: Queue[Any] = context.Queue()
     environ = _environ(nodes)
-    processes = [
-        context.Process(target=_answer, args=(rank, size, environ, answers, job, *args), daemon=True)
-        for rank in range(size)
-    ]
     with ExitStack() as ending:
+        folder = Path(ending.enter_context(TemporaryDirectory()))
+        files = [folder / f"rank{rank}.err" for rank in range(size)]
+        processes = [
+            context.Process(target=_answer, args=(rank, size, environ, files[rank], answers, job, *args), daemon=True)
+            for rank in range(size)
+        ]
         for process in processes:
             process.start()
             ending.callback(process.kill)
         found = dict[int, Any]()
-        for _ in processes:
-            rank, answer, fault = answers.get(timeout=_SECONDS)
+        deadline = time.monotonic() + _SECONDS
+        while len(found) < size:
+            over = [rank for rank, process in enumerate(processes) if process.exitcode is not None]
+            try:  # what a rank that is over has to say lies in the queue by now
+                rank, answer, fault = answers.get(timeout=0.5)
+            except Empty:
+                silent = [rank for rank in over if rank not in found]
+                if silent or time.monotonic() > deadline:
+                    pytest.fail(_unanswered(processes, files, silent), pytrace=False)
+                continue
             if fault is not None:
                 pytest.fail(f"rank {rank} of {size}:\n{fault}", pytrace=False)
             found[rank] = answer
         for process in processes:
             process.join(30)
     return [found[rank] for rank in range(size)]
+
+
+def _unanswered(processes: Sequence[ForkServerProcess], files: Sequence[Path], silent: Sequence[int]) -> str:
+    """What is known of ranks of which some ended without an answer, as the watch ends them, or none did in time."""
+    if not silent:
+        return f"no answer within {_SECONDS:g} s"
+    codes = ", ".join(f"rank {rank}: {processes[rank].exitcode}" for rank in silent)
+    said = "".join(file.read_text(errors="replace") for file in files if file.exists())
+    return f"ended without an answer ({codes}):\n{said}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,10 +196,10 @@ def test_tensor_and_context_parallelism_share_the_heads(tmp_path: Path) -> None:
     require_equal_weights(tmp_path / "many/model", load_file(tmp_path / "one/model/model.safetensors"))
 
 
-def experts(folder: Path) -> tiny.Setup:
+def experts(folder: Path, name: str = "qwen3_moe", **overrides: object) -> tiny.Setup:
     """A mixture of four experts, of gain 1, with its tokenizer and rows."""
     tokenizer = byte_level()
-    model = models.build("qwen3_moe", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model = models.build(name, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -224,6 +224,24 @@ def test_ranks_with_experts_of_their_own_train_as_one(tmp_path: Path) -> None:
         found = run_ranks(layout.ranks, train, setup, tmp_path / name, *layout.overrides)
         require_equal(found[0], expected)
         require_equal_weights(tmp_path / name / "model", weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("qwen3_moe", Layout(3)),  # 2, 2 and none, if they were dealt
+        ("qwen3_moe", Layout(6, expert=2)),  # 2 for 3 ranks
+        ("mixtral", Layout(3)),
+        ("gpt_oss", Layout(3)),  # stacked in the checkpoint
+    ],
+    ids=["qwen3_moe", "of their own", "mixtral", "gpt_oss"],
+)
+def test_experts_that_do_not_go_round_are_cut(tmp_path: Path, name: str, layout: Layout) -> None:
+    setup = experts(tmp_path, name, hidden_size=48)
+    (expected,) = run_ranks(1, train, setup, tmp_path / "one")
+    found = run_ranks(layout.ranks, train, setup, tmp_path / "many", *layout.overrides)
+    require_equal(found[0], expected)
+    require_equal_weights(tmp_path / "many/model", load_file(tmp_path / "one/model/model.safetensors"))
 
 
 @pytest.mark.slow
@@ -281,6 +299,12 @@ def count_scored(setup: tiny.Setup, output: Path, *overrides: str) -> int:
         ("llama", {}, Layout(2, expert=2), "no plan for experts of LlamaForCausalLM"),
         ("qwen3_moe", {"num_experts": 3}, Layout(2, expert=2), "does not divide the 3 experts"),
         ("qwen3_moe", {}, Layout(2, expert=4), "does not divide the 2 ranks"),
+        (
+            "mixtral",
+            {"num_local_experts": 1, "num_experts_per_tok": 1, "intermediate_size": 97},
+            Layout(2),
+            "1 experts cannot be sharded over 2 ranks",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_refused_before_training(

@@ -3,6 +3,7 @@
 Values and gradients.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,12 @@ from transformers import PreTrainedModel
 
 from dpolish.data.pack import Packing, collate
 from dpolish.errors import ModelError
+from dpolish.layout import RankLayout
+from dpolish.model import verify
 from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
 from dpolish.model.verify import on_stock_attention, verified
+from dpolish.parallel import watch
+from dpolish.parallel.mesh import Mesh
 from dpolish.tensors import Example, Span
 from tests import models, one_rank
 from tests.examples import random_examples
@@ -144,7 +149,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(loaded: Loaded) -> None
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "targets", "scale"])
 def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpolish.model import verify
     from dpolish.model.attention import dense
 
     policy = loaded("llama", torch.float32)
@@ -197,3 +201,51 @@ def test_a_window_that_does_not_reach_back_to_the_middle_of_the_prompt_is_no_fau
     shapes = [example for example in random_examples(40, longest=90) if len(example.prompt) > 60]
     policy, _, _ = verified(loaded("mistral", torch.float32), SHARED, shapes, "on")
     assert policy.backend == "segments"
+
+
+@pytest.mark.parametrize(
+    ("error", "ranks"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 1),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory"), 1),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), 2),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:4321"), 2),
+    ],
+    ids=["memory of a GPU", "memory of the host", "NCCL", "gloo"],
+)
+def test_what_is_no_fault_of_the_path_is_not_found_in_it(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, ranks: int
+) -> None:
+    def failing(*_: object) -> object:
+        raise error
+
+    monkeypatch.setattr(verify, "_run", failing)
+    policy = loaded("llama", torch.float32)
+    mesh = Mesh(RankLayout(1, ranks, 1, ranks), torch.device("cpu"))
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        verify.examine(replace(policy, mesh=mesh), SHARED, random_examples(4))
+
+
+def test_a_model_that_cannot_be_called_is_a_finding(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> object:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(verify, "_run", failing)
+    finding = verify.examine(loaded("llama", torch.float32), SHARED, random_examples(4))
+    assert finding.reason == "the model cannot be called this way (RuntimeError: shapes do not fit)"
+
+
+def test_the_check_is_watched_while_it_runs(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_PROGRESS", progress := watch._Progress())
+    timed: list[bool] = []
+    perturbed = verify._perturbed
+
+    def noting(*args: object) -> object:
+        timed.append(progress.timed)
+        return perturbed(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verify, "_perturbed", noting)
+    assert verify.examine(loaded("llama", torch.float32), SHARED, random_examples(4)).sound
+    assert timed == [True]
+    assert progress.ticks > 3
+    assert not progress.timed

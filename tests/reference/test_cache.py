@@ -213,3 +213,11 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert default_root() == Path(expected)
+
+
+def test_asking_whether_it_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    ReferenceCache(None, IDENTITY).require_writable()
+    cache = ReferenceCache(tmp_path / "store", IDENTITY)
+    assert not (tmp_path / "store").exists(), "opening it reads only, as a plan does"
+    cache.require_writable()
+    assert list((tmp_path / "store" / IDENTITY.digest).iterdir()) == []

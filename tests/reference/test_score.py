@@ -13,6 +13,7 @@ from dpolish.data.pack import Packing, collate
 from dpolish.errors import RunError
 from dpolish.model.logprobs import STOCK, Policy, attending, completion_logprobs
 from dpolish.model.verify import on_stock_attention
+from dpolish.parallel import watch
 from dpolish.reference import score as scoring
 from dpolish.reference.cache import Identity, ReferenceCache
 from dpolish.reference.score import missing, score
@@ -177,3 +178,38 @@ def test_nothing_to_score(policy: Policy, tmp_path: Path) -> None:
     told = Told()
     found = run(policy, [], store(tmp_path), told)
     assert (found.num_scored, found.num_cached, told.opened) == (0, 0, [])
+
+
+def test_a_pass_that_hangs_can_be_told_from_one_that_gets_on(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every micro-batch ticks, and nothing is timed while scores are written or after the last one."""
+    monkeypatch.setattr(scoring, "SEGMENT_SECONDS", -1.0)
+    monkeypatch.setattr(watch, "_PROGRESS", progress := watch._Progress())
+    timed: dict[str, list[bool]] = {"written": [], "scored": []}
+    told, cache = Told(), store(tmp_path)
+    add, score_batch = cache.add, scoring._score_batch
+
+    def adding(examples: Sequence[Example], logprobs: np.ndarray) -> None:
+        timed["written"].append(progress.timed)
+        add(examples, logprobs)
+
+    def scored(*args: object) -> object:
+        values = score_batch(*args)  # type: ignore[arg-type]
+        timed["scored"].append(progress.timed)
+        return values
+
+    monkeypatch.setattr(cache, "add", adding)
+    monkeypatch.setattr(scoring, "_score_batch", scored)
+    run(policy, random_examples(6), cache, told, PACKINGS["alone"])
+    assert progress.ticks == 6
+    assert timed == {"written": [False] * 6, "scored": [True] * 6}
+    assert not progress.timed
+
+
+def test_a_store_that_cannot_be_written_is_found_before_scoring(policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = Told()
+    with pytest.raises(RunError, match=r"(?s)file.*model\.dpo\.reference_cache to another folder, or to off"):
+        run(policy, random_examples(3), store(tmp_path / "file/store"), told)
+    assert told.opened == []

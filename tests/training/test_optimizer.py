@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from dpolish.config.schema import OptimizerName
 from dpolish.errors import ConfigError, RunError
+from dpolish.layout import RankLayout
+from dpolish.parallel.mesh import Mesh
 from dpolish.training.optimizer import (
     OPTIMIZERS,
     MasterWeights,
@@ -150,6 +152,18 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
         update(stepper, 1e-2)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_norm_that_another_rank_spoiled_is_not_called_too_large() -> None:
+    stepper = optimizer(tied())
+    with pytest.raises(RunError, match=r"norm is nan: not finite in another rank's part of the weights\."):
+        stepper.step(1e-2, math.nan)
+    with pytest.raises(RunError, match=r"norm is inf: they are too large\."):
+        stepper.step(1e-2, math.inf)
+    mesh = Mesh(RankLayout(1, 2, 1, 2), torch.device("cpu"))
+    stepper = Optimizer(tied(), name="adamw", betas=(0.9, 0.98), weight_decay=0.1, max_norm=1.0, mesh=mesh)
+    with pytest.raises(RunError, match=r"they are too large, or infinite in another rank's part\."):
+        stepper.step(1e-2, math.inf)
 
 
 def test_a_float32_model_has_no_copies() -> None:
