@@ -76,7 +76,13 @@ class Monitor:
         self._waited = 0
         """Rounds in which not all ranks had been heard of."""
         self._finished = False
-        threading.Thread(target=self._run, name="dpolish-monitor", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="dpolish-monitor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Return when every rank has been told that all are done, or at once where there is nobody to tell."""
+        self._finished = True
+        self._thread.join(10.0)
 
     def _run(self) -> None:
         """Listen and judge until the end. A fault of our own ends the run too, and says so."""
@@ -87,6 +93,13 @@ class Monitor:
         if verdict is not None:
             self._tell(end=verdict.code, kill=verdict.kill)
             write_error(verdict.text)
+            return  # connections end with the process: a closed one would be taken for its death
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, _Peer):
+                key.data.connection.close()
+            elif isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._selector.close()
 
     def _judged(self) -> _Verdict | None:
         due = time.monotonic()

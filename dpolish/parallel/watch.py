@@ -113,6 +113,8 @@ def watched(rank: int, size: int, timeout: float) -> Iterator[None]:
             watch.failed(error)
             raise
         watch.done()
+        if monitor is not None:
+            monitor.close()  # not before the others know that all are done
 
 
 def machine() -> str:

@@ -168,6 +168,7 @@ def test_a_stranger_is_shown_out(line: bytes) -> None:
         assert stranger.recv(1) == b"", "the connection is closed"
     names = [thread.name for thread in threading.enumerate()]
     assert "dpolish-monitor" in names, "and the monitor goes on"
+    monitor.close()
 
 
 def slow_end(seconds: float) -> int:
