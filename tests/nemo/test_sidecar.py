@@ -1,5 +1,6 @@
 """What is kept of an archive comes back whole, or is refused."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_types_by_kind_of_tensor() -> None:
 
 
 def test_tokens_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
-    tokenizer = byte_level()
+    tokenizer = copy.deepcopy(byte_level())  # that one is shared
     tokenizer.save_pretrained(tmp_path / "a")
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(tmp_path / "b")
