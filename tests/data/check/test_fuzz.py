@@ -1,6 +1,7 @@
 """Good and bad rows at random, bytes changed at random: right places, right counts, no traceback."""
 
 import json
+import math
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -101,7 +102,8 @@ def test_changed_bytes_never_break_it(tmp_path: Path, case: Case, seed: int) -> 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     report = check([str(path)])
-    num_lines = content.count(b"\n") + 1
+    # Lines of compressed data are those of the text inside, of which its bytes tell nothing.
+    num_lines = math.inf if case.file.endswith((".gz", ".zst")) else content.count(b"\n") + 1
     for finding in report.findings:
         assert len(finding.places) == min(finding.count, SHOWN_PLACES)
         for place in finding.places:
