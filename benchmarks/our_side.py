@@ -15,7 +15,7 @@ import torch
 from benchmarks.causes import shares_by_cause
 from benchmarks.ceiling import ModelShape, Need, gemm_rate, needed_flops, shape_of
 from benchmarks.sides import SideResult, peak_bytes
-from dpolish.assemble import Prepared, available_memory, data_facts, sharing_of
+from dpolish.assemble import Prepared, data_facts, sharing_of
 from dpolish.config.compose import Composed
 from dpolish.config.schema import RunConfig
 from dpolish.data.ingest import Ingested, Source
@@ -24,6 +24,7 @@ from dpolish.data.pack import Packing
 from dpolish.data.summary import DataSummary, TokenCounts
 from dpolish.data.templates.agreement import Rendering
 from dpolish.facts import read_model_facts
+from dpolish.machine import available_memory
 from dpolish.model.attention import choose_backend
 from dpolish.model.load import load_tokenizer
 from dpolish.planning import Machine, make_plan, sequence_length

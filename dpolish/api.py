@@ -14,15 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-import torch
-
 from dpolish.assemble import (
     Assembled,
     Prepared,
     Progress,
     Say,
     build,
-    choose_device,
     data_facts,
     model_folder,
     needed_rows,
@@ -44,9 +41,10 @@ from dpolish.data.check.model import load as load_checks
 from dpolish.data.check.report import Report
 from dpolish.data.check.run import check as run_check
 from dpolish.data.check.source import Options, task_of
-from dpolish.errors import ConfigError, RunError
-from dpolish.files import cannot_write, write_atomically
+from dpolish.errors import RunError
+from dpolish.files import write_atomically
 from dpolish.forecast import can_start_here, forecast, require_tensor_plan, target_of
+from dpolish.machine import choose_device, out_of_memory
 from dpolish.model.attention import choose_backend
 from dpolish.model.logprobs import STOCK
 from dpolish.nemo.exporting import export_nemo, require_exportable
@@ -56,15 +54,13 @@ from dpolish.parallel.watch import rest
 from dpolish.planning import Outlook, curve, describe, rank_lines, remarks
 from dpolish.records import StepRecord
 from dpolish.reference.score import missing
+from dpolish.run_directory import claim, require_free, run_directory
 from dpolish.track.console import ConsoleSink, progress
 from dpolish.track.environment import environment_record
 from dpolish.track.sinks import Guarded, MetricsFile, Sink, TensorBoardSink, WandbSink, require_installed
 from dpolish.training.generate import answers
 from dpolish.training.loop import train as run_loop
 from dpolish.world import World, world_of
-
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "model", "checkpoints")
-"""What tells that a directory holds a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +205,8 @@ def _memory_explained() -> Iterator[None]:
     """Memory that runs out is a failed run, not a fault of ours: say what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        on_cpu = "allocate memory" in str(error)  # there torch raises a plain RuntimeError
-        if not (on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         raise RunError(
             f"out of memory: {' '.join(str(error).split())[:200]}\n  Lower model.data.tokens_per_micro_batch, or set "
@@ -307,43 +302,7 @@ def _plain_config(config: RunConfig) -> dict[str, object]:
     return {str(name): value for name, value in tree.items()}
 
 
-# --- the run directory ------------------------------------------------------------------------------------------------
-
-
-def run_directory(config: RunConfig) -> Path:
-    """`exp_manager.explicit_log_dir`, or EXP_DIR/NAME, or ./results/NAME."""
-    manager = config.exp_manager
-    if manager.explicit_log_dir is not None:
-        return Path(manager.explicit_log_dir).expanduser()
-    return Path(manager.exp_dir or "results").expanduser() / manager.name
-
-
-def require_free(directory: Path) -> None:
-    """Raise ConfigError when the directory already holds a run, or cannot become one."""
-    found = [name for name in _RUN_FILES if (directory / name).exists()]
-    if found:
-        raise ConfigError(
-            f"{directory} already holds a run ({', '.join(found)}); it is never overwritten, and resuming is not in "
-            "this version. Name another directory with --output (exp_manager.explicit_log_dir), or remove this one"
-        )
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ConfigError(
-            f"{directory}: {existing} is a file; name a directory with --output (exp_manager.explicit_log_dir)"
-        )
-
-
-def claim(directory: Path, config: RunConfig) -> None:
-    """Make the run directory this run's own: the first to create config.yaml has it."""
-    path = directory / "config.yaml"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.touch(exist_ok=False)
-    except FileExistsError:
-        require_free(directory)
-    except OSError as error:
-        raise RunError(cannot_write(path, error)) from error
-    write_atomically(path, to_yaml(config))
+# --- what the run directory says of the run ---------------------------------------------------------------------------
 
 
 def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> RunConfig:

@@ -34,9 +34,11 @@ from dpolish.data.templates import ChatTemplate, choose_template, load_template
 from dpolish.data.templates.agreement import Rendering
 from dpolish.data.tokenize import Tokenization, check_vocabulary
 from dpolish.errors import ConfigError, DataError
-from dpolish.facts import ModelFacts, find_model, host_memory, read_model_facts
+from dpolish.facts import ModelFacts, find_model, read_model_facts
+from dpolish.files import cache_root
 from dpolish.losses.objective import Objective, PreferenceObjective, SftObjective
 from dpolish.losses.preference import LOSSES, loss_options
+from dpolish.machine import available_memory, choose_device
 from dpolish.model.allocator import keep_freed_memory
 from dpolish.model.attention import choose_backend
 from dpolish.model.load import LoadedModel, load_model, load_tokenizer, logit_transform
@@ -45,12 +47,12 @@ from dpolish.model.verify import verified
 from dpolish.nemo.cache import imported_folder
 from dpolish.nemo.kind import is_nemo
 from dpolish.parallel.apply import Spread, at_rest
-from dpolish.parallel.join import least, rank_that_differs
+from dpolish.parallel.join import rank_that_differs
 from dpolish.parallel.mesh import Mesh
 from dpolish.parallel.tensor import partial_parameters
 from dpolish.planning import DataFacts, Machine, RunPlan, make_plan, sequence_length, validation_batch_size
 from dpolish.records import StepRecord
-from dpolish.reference.cache import Identity, ReferenceCache, default_root
+from dpolish.reference.cache import Identity, ReferenceCache
 from dpolish.reference.fingerprint import fingerprint
 from dpolish.reference.score import Reference, score
 from dpolish.training.optimizer import Optimizer
@@ -158,55 +160,15 @@ def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = prin
     )
 
 
-def model_folder(name: str, say: Say = print, world: World = ALONE) -> Path:
+def model_folder(name: str, say: Say = print, world: World = ALONE, *, weights: bool = True) -> Path:
     """The Hugging Face folder of a model: itself, a hub id's copy, or what a `.nemo` checkpoint was imported to.
 
-    Of several ranks the one that imports speaks, whichever it is.
+    Of several ranks the one that imports speaks, whichever it is. A plan can do without `weights`.
     """
     path = Path(name).expanduser()
     if not is_nemo(path):
-        return find_model(name)
+        return find_model(name, weights=weights)
     return imported_folder(path, say=say if world.rank == 0 else print, waiting=say)
-
-
-def choose_device(accelerator: str, devices: object = 1, world: World = ALONE) -> torch.device:
-    """This rank's device of `trainer.accelerator`; auto is a CUDA GPU where there is one, else the CPU.
-
-    A list in `trainer.devices` names the GPUs' indices. Every rank judges all devices of its node, so that none is left
-    waiting for one that refuses. Raises ConfigError.
-    """
-    named = isinstance(devices, tuple)
-    indices = tuple(devices) if isinstance(devices, tuple) else tuple(range(max(world.local_size, 1)))
-    count = torch.cuda.device_count()
-    if accelerator in ("auto", "gpu"):
-        if count == 1 and world.origin == "srun":
-            return torch.device("cuda", 0)  # Slurm shows each task its own GPU only
-        absent = [index for index in indices if index >= count]
-        if absent and (count > 0 or (named and indices != (0,))):  # 0 is also the only CPU
-            raise ConfigError(
-                f"trainer.devices={list(indices) if named else devices}: there is no GPU {absent[0]} here, torch sees "
-                f"{count}. Ask for fewer, or set trainer.accelerator=cpu"
-            )
-        if not absent:
-            return torch.device("cuda", indices[world.local_rank])
-    if accelerator in ("auto", "cpu"):
-        return torch.device("cpu")
-    if accelerator == "mps" and torch.backends.mps.is_available():
-        if world.size > 1:
-            raise ConfigError(
-                f"trainer.accelerator=mps is one device, and {world.size} were asked for: set trainer.devices=1"
-            )
-        return torch.device("mps")
-    raise ConfigError(
-        f"trainer.accelerator={accelerator}, but torch {torch.__version__} sees no such device here. "
-        "Use trainer.accelerator=cpu (or auto), or install a torch build for the device"
-    )
-
-
-def available_memory(device: torch.device, world: World = ALONE) -> int:
-    """Bytes that each rank may take: what the poorest has, for all must plan alike."""
-    free = int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory() // world.local_size
-    return least(free)
 
 
 def require_same_data(train: Ingested, validation: Ingested | None) -> None:
@@ -354,7 +316,7 @@ def open_cache(prepared: Prepared, backend: str) -> ReferenceCache:
     """The store that `model.dpo.reference_cache` names. DPO only."""
     assert isinstance(prepared.config, DpoConfig)
     where = prepared.config.model.dpo.reference_cache
-    root = None if where == "off" else default_root() if where == "auto" else Path(where).expanduser()
+    root = None if where == "off" else cache_root() / "reference" if where == "auto" else Path(where).expanduser()
     return ReferenceCache(root, identity(prepared, backend))
 
 

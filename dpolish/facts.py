@@ -128,7 +128,7 @@ def read_model_facts(folder: Path, shapes: Shapes | None = None) -> ModelFacts:
 
     Raises ModelError when config.json or the weights cannot be read.
     """
-    whole = _read_config(folder)
+    whole = read_config_json(folder)
     text = whole.get("text_config")
     config: Mapping[str, object] = text if isinstance(text, dict) else whole
     hidden = _number(config, folder, "hidden_size", "n_embd", "d_model")
@@ -168,7 +168,8 @@ def _feed_forward(config: Mapping[str, object], folder: Path, hidden: int) -> tu
     return chosen * width + shared, min(chosen / experts, 1.0)
 
 
-def _read_config(folder: Path) -> dict[str, object]:
+def read_config_json(folder: Path) -> dict[str, object]:
+    """The fields of a model folder's config.json. Raises ModelError when they cannot be read."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

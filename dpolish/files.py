@@ -32,10 +32,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that has its name only once it is complete and on the disk, and never takes another's place.
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that has its name only once it is complete and on the disk.
 
-    Raises ConfigError where there is a file by then, RunError where it cannot be written.
+    It takes another's place only to `overwrite` it. Raises ConfigError where there is a file by then, RunError where it
+    cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -44,7 +45,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike a rename, it fails where there is a file
+            if overwrite:
+                temporary.replace(path)
+            else:
+                os.link(temporary, path)  # unlike a rename, it fails where there is a file
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
@@ -52,6 +56,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise ConfigError(f"{path}: was made by something else meanwhile, and no file is overwritten") from error
     except OSError as error:
         raise RunError(cannot_write(path, error)) from error
+
+
+def cache_root() -> Path:
+    """Where what can be made again lies: `$DPOLISH_CACHE`, else `$XDG_CACHE_HOME/dpolish`, else `~/.cache/dpolish`."""
+    chosen = os.environ.get("DPOLISH_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpolish"
 
 
 def sync_directory(directory: Path) -> None:

@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dpolish.assemble import choose_device, data_facts, read_data, template_of
+from dpolish.assemble import data_facts, model_folder, read_data, template_of
 from dpolish.config.compose import Composed
 from dpolish.config.schema import DpoDataConfig, RunConfig, TrainerConfig
 from dpolish.data.check.glance import Glance
 from dpolish.data.tokenize import check_vocabulary
 from dpolish.errors import ConfigError, ModelError
-from dpolish.facts import ModelFacts, Shapes, find_model, has_weights, host_memory, read_model_facts
+from dpolish.facts import ModelFacts, Shapes, has_weights, host_memory, read_model_facts
+from dpolish.machine import choose_device
 from dpolish.model.load import load_config, load_tokenizer
-from dpolish.nemo.cache import imported_folder
-from dpolish.nemo.kind import is_nemo
 from dpolish.parallel.tensor import plan_of, require_divisible
 from dpolish.planning import (
     DEFAULT_GPU,
@@ -111,22 +110,21 @@ def _devices(trainer: TrainerConfig, all_there_are: int) -> int:
 
 def can_start_here(config: RunConfig, target: Target) -> bool:
     """True where nothing has to be assumed: this machine's device, a model with weights, training rows."""
-    return target.gpu is None and _has_rows(config) and has_weights(model_folder(config))
+    return target.gpu is None and _has_rows(config) and has_weights(planned_folder(config))
 
 
-def model_folder(config: RunConfig) -> Path:
+def planned_folder(config: RunConfig) -> Path:
     """The folder of the model; a plan needs its configuration alone. Raises ConfigError where none is named."""
     name = (config.restore_from_path or "").strip()
     if not name:
         raise ConfigError("no model to plan for: name a folder with --model; its config.json is enough")
-    path = Path(name).expanduser()
-    return imported_folder(path) if is_nemo(path) else find_model(name, weights=False)
+    return model_folder(name, weights=False)
 
 
 def forecast(composed: Composed[RunConfig], target: Target) -> Forecast:
     """The plan of a run on `target`. Raises InputError where it cannot work, naming the nearest layout that does."""
     config, machine = composed.config, target.machine
-    model, said = model_of(model_folder(config))
+    model, said = model_of(planned_folder(config))
     seq_length = sequence_length(composed, model)
     rows = _given_rows(config, model, seq_length) if _has_rows(config) else assumed_rows(config, seq_length)
     try:

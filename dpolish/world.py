@@ -112,11 +112,17 @@ def _device_count(accelerator: str) -> int:
 def _found(environ: Mapping[str, str]) -> World:
     if "RANK" in environ and "WORLD_SIZE" in environ:
         size = _integer(environ, "WORLD_SIZE")
+        on_node = _integer(environ, "LOCAL_WORLD_SIZE", size)
+        if on_node == 0 or size % on_node:
+            raise ConfigError(
+                f"torchrun started {on_node} of {size} ranks on this node; every node needs as many: use the same "
+                "--nproc-per-node"
+            )
         return World(
             rank=_integer(environ, "RANK"),
             size=size,
             local_rank=_integer(environ, "LOCAL_RANK", 0 if size == 1 else None),
-            local_size=_integer(environ, "LOCAL_WORLD_SIZE", size),
+            local_size=on_node,
             origin="torchrun",
         )
     step = environ.get("SLURM_STEP_ID", "")

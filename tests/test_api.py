@@ -14,10 +14,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpolish
-from dpolish import api
 from dpolish.api import RunResult
 from dpolish.data.loader import Sources, trained_rows
 from dpolish.errors import ConfigError, RunError
+from dpolish.run_directory import claim, run_directory
 from tests import tiny
 from tests.tiny import Setup
 
@@ -327,10 +327,10 @@ def test_tied_embeddings_and_dropout_in_the_configuration(setup: Setup, tmp_path
 
 def test_of_two_runs_that_start_at_once_one_has_the_directory(setup: Setup, tmp_path: Path) -> None:
     composed = setup.composed(tmp_path / "run")
-    api.claim(tmp_path / "run", composed.config)
+    claim(tmp_path / "run", composed.config)
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ConfigError, match="already holds a run"):
-        api.claim(tmp_path / "run", composed.config)
+        claim(tmp_path / "run", composed.config)
     assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
@@ -346,7 +346,7 @@ def test_of_two_runs_that_start_at_once_one_has_the_directory(setup: Setup, tmp_
 )
 def test_where_a_run_goes(overrides: list[str], expected: str) -> None:
     config = dpolish.compose(None, overrides, environ={}).config
-    assert api.run_directory(config) == Path(expected.replace("HOME", str(Path.home())))
+    assert run_directory(config) == Path(expected.replace("HOME", str(Path.home())))
 
 
 def test_a_directory_with_other_files_is_free(setup: Setup, tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_directory_that_cannot_be_made(setup: Setup, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Path, "mkdir", fail)
     with pytest.raises(RunError, match=r"config\.yaml: cannot be written: Permission denied"):
-        api.claim(tmp_path / "run", setup.composed(tmp_path / "run").config)
+        claim(tmp_path / "run", setup.composed(tmp_path / "run").config)
 
 
 @pytest.mark.parametrize("sink", ["create_tensorboard_logger", "create_wandb_logger"])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dpolish import assemble
-from dpolish.assemble import choose_device, require_same_data
+from dpolish.assemble import require_same_data
 from dpolish.errors import ConfigError
+from dpolish.machine import choose_device
 from dpolish.tensors import Example
 from dpolish.world import ALONE, World
 from tests.examples import random_examples

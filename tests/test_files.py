@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpolish.errors import RunError
-from dpolish.files import write_atomically
+from dpolish.files import cache_root, write_atomically
 
 
 @pytest.fixture
@@ -64,3 +64,21 @@ def test_the_bytes_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pyte
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="absent/file: cannot be written: No such file or directory"):
         write_atomically(tmp_path / "absent" / "file", "x")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"DPOLISH_CACHE": "/a"}, "/a"),
+        ({"DPOLISH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/dpolish"),
+        ({"HOME": "/c"}, "/c/.cache/dpolish"),
+        ({"HOME": "/c", "XDG_CACHE_HOME": "", "DPOLISH_CACHE": ""}, "/c/.cache/dpolish"),
+    ],
+)
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    for name in ("DPOLISH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_root() == Path(expected)

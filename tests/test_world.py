@@ -117,6 +117,11 @@ def test_nodes_with_different_numbers_of_tasks_are_refused() -> None:
         world_of(composed(), srun(0, 3, 1, SLURM_STEP_TASKS_PER_NODE="2,1"))
 
 
+def test_torchrun_with_different_numbers_of_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"2 of 5 ranks on this node.*--nproc-per-node"):
+        world_of(composed(), torchrun(0, 5, 0, 2))
+
+
 @pytest.mark.parametrize("value", ["", "one", "-1"])
 def test_a_broken_environment_is_named(value: str) -> None:
     with pytest.raises(ConfigError, match="WORLD_SIZE"):

@@ -80,13 +80,14 @@ class _Request:
 def _job(verb: Literal["dpo", "sft"], arguments: tuple[str, ...], options: dict[str, Any]) -> "SlurmJob":
     """The job of a checked configuration. Raises ConfigError about either."""
     from dpolish.launch.slurm import SlurmJob
+    from dpolish.run_directory import run_directory
 
     composed, arguments = _checked(verb, arguments, _requests(options))
     trainer = composed.config.trainer
     device, ranks = _devices(trainer, options["devices_per_node"])
     if trainer.accelerator == "auto":
         arguments = (*arguments, "trainer.accelerator=gpu")  # a node that shows no GPU is an error, not a slow run
-    directory = _run_directory(composed.config).absolute()
+    directory = run_directory(composed.config).absolute()
     values = [word.partition("=")[2] for word in arguments]  # of `--config=FILE`
     container = _container(options, directory, [composed.resolved, arguments, values])
     return SlurmJob(
@@ -220,16 +221,10 @@ def _readable(overrides: Iterable[str], root: type) -> "Iterator[Setting]":
 # --- its paths --------------------------------------------------------------------------------------------------------
 
 
-def _run_directory(config: "RunConfig") -> Path:
-    manager = config.exp_manager
-    if manager.explicit_log_dir is not None:
-        return Path(manager.explicit_log_dir).expanduser()
-    return Path(manager.exp_dir or "results").expanduser() / manager.name
-
-
 def _log_directory(directory: Path, container: "Container | None") -> Path:
     """Where the run directory lies on the node. Raises ConfigError where it is taken, or nowhere."""
     from dpolish.errors import ConfigError
+    from dpolish.run_directory import require_free
 
     on_node = container.on_node(directory) if container else directory
     if on_node is None:
@@ -237,11 +232,7 @@ def _log_directory(directory: Path, container: "Container | None") -> Path:
             f"the run directory {directory} lies in none of --container-mounts, so that the results would vanish with "
             "the container: mount it, or name another with --output (exp_manager.explicit_log_dir)"
         )
-    if (on_node / "config.yaml").exists():
-        raise ConfigError(
-            f"{on_node} already holds a run, and the job would be refused it. Name another directory with --output "
-            "(exp_manager.explicit_log_dir), or remove this one"
-        )
+    require_free(on_node)
     return on_node
 
 

@@ -9,8 +9,9 @@ from dpolish.config.compose import Composed, compose
 from dpolish.config.schema import DpoConfig, RunConfig, SftConfig
 from dpolish.demo.model import demo_model
 from dpolish.demo.pairs import DEMO_PROMPTS, write_demonstrations, write_pairs
+from dpolish.files import cache_root
 from dpolish.records import StepRecord
-from dpolish.reference.cache import default_root
+from dpolish.run_directory import require_free
 from dpolish.training.generate import answers
 
 SFT_SETTINGS = (
@@ -45,8 +46,8 @@ def run_demo(output: Path, seed: int, say: Callable[[str], None]) -> None:
     """
     started = time.monotonic()
     for name in ("sft", "dpo"):
-        api.require_free(output / name)
-    folder = demo_model(default_root().parent / "models")
+        require_free(output / name)
+    folder = demo_model(cache_root() / "models")
     shown = DEMO_PROMPTS[:2]
     stages = {"as it came": answers(folder, shown)}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpolish.data.pack import Packing, collate
 from dpolish.errors import ModelError
+from dpolish.machine import out_of_memory
 from dpolish.model.attention import ATTENTION_NAME, Geometry
 from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
 from dpolish.parallel.watch import rest, tick
@@ -161,13 +162,6 @@ def _examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Find
             f"(at most {difference.max():.1e}, relative; {tolerance:.0e} is rounding)"
         )
     return _perturbed(policy, packing, probe, ours)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the host, where torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
 
 
 def _uncallable(error: Exception) -> Finding:

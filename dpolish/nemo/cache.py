@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dpolish.errors import ModelError, RunError
-from dpolish.files import cannot_write, sync_directory, write_atomically
+from dpolish.files import cache_root, cannot_write, sync_directory, write_atomically
 from dpolish.nemo.destination import Show, megabytes
 from dpolish.nemo.digests import digests, files_of
 from dpolish.nemo.importing import ImportChoices, import_nemo
@@ -46,7 +46,7 @@ def imported_folder(
     `say` is told of an import that this process does, `waiting` (by default the same) of one that another does. Raises
     ModelError for what cannot be imported, RunError where the cache cannot be written.
     """
-    root, choices = root or default_root(), choices or ImportChoices()
+    root, choices = root or cache_root() / "nemo", choices or ImportChoices()
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder")
     entry = _Entry(root, _key(path, choices, root, show))
@@ -58,14 +58,6 @@ def imported_folder(
         say(f"{path}: imported once, into {entry.model}")
         entry.fill(lambda folder: import_nemo(path, folder, choices, say=say, show=show))
     return entry.model
-
-
-def default_root() -> Path:
-    """`nemo/` below `$DPOLISH_CACHE`, else `$XDG_CACHE_HOME/dpolish`, else `~/.cache/dpolish`."""
-    base = (
-        os.environ.get("DPOLISH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpolish"
-    )
-    return Path(base) / "nemo"
 
 
 def _key(path: Path, choices: ImportChoices, root: Path, show: Show) -> str:

@@ -57,23 +57,8 @@ def new_archive(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     require_free(path, overwrite)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder, and a .nemo archive is a file; name another")
-    if not overwrite:
-        with new_file(path) as file:
-            yield file
-        return
-    temporary = _beside(path)
-    try:
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise RunError(cannot_write(path, error)) from error
+    with new_file(path, overwrite=overwrite) as file:
+        yield file
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """To a `.nemo` archive: from a Hugging Face folder, or from another archive into another layout."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from dpolish.errors import ModelError
+from dpolish.facts import read_config_json
 from dpolish.nemo.archive import open_archive
 from dpolish.nemo.checkpoint import open_checkpoint
 from dpolish.nemo.config_yaml import read_config
@@ -180,7 +180,7 @@ def _exported(folder: Path, choices: ExportChoices, say: Callable[[str], None]) 
 
 def _new(folder: Path, name: str | None, say: Callable[[str], None]) -> _Model:
     """A model that was never NeMo's."""
-    config, weights = from_hugging_face(_hf_config(folder), read_weights(folder))
+    config, weights = from_hugging_face(read_config_json(folder), read_weights(folder))
     tokenizer = archive_tokenizer(folder, name, None, say)
     return _Model(config, weights, None, None, tokenizer, weights[_EMBEDDING].shape[0])
 
@@ -193,7 +193,7 @@ def _kept(folder: Path, kept: NemoSource, choices: ExportChoices, say: Callable[
     try:
         norms = load_safetensors(kept.norms) if kept.norms else {}
         config, core = from_hugging_face(
-            _hf_config(folder),
+            read_config_json(folder),
             weights,
             original=original,
             exact_norms={name: in_memory_tensor(tensor) for name, tensor in norms.items()},
@@ -223,19 +223,6 @@ def _widest_norm(kept: NemoSource) -> torch.dtype:
 def _raw(folder: Path) -> dict[str, object]:
     with open_archive(folder / FOLDER) as files:
         return read_config(files.span(CONFIG))
-
-
-def _hf_config(folder: Path) -> dict[str, object]:
-    path = folder / "config.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: no config.json here; name a Hugging Face model folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _block(raw: Mapping[str, object]) -> Mapping[str, object]:

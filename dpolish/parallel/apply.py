@@ -8,7 +8,7 @@ Compiled layers have FSDP's hooks outside of them; a recomputed layer gathers it
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -137,7 +137,7 @@ def _run(model: PreTrainedModel, function: Callable[P, T], *args: P.args, **kwar
     return function(*args, **kwargs)
 
 
-def within(model: PreTrainedModel, function: Callable[Concatenate[P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+def within(model: PreTrainedModel, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`function(*args)`, with the weights of embeddings and head gathered, and gradients reduced after its backward."""
     if isinstance(model, FSDPModule):
         result: T = model._dpolish_run(function, *args, **kwargs)  # type: ignore[operator]

@@ -120,11 +120,3 @@ class ReferenceCache:
             self.notes.append(f"reference cache: {segment} {fault}; it is put aside, and its rows are scored again")
             with suppress(OSError):  # another run was faster, or the store is another user's
                 os.replace(segment, segment.with_suffix(".bad"))
-
-
-def default_root() -> Path:
-    """`reference/` below `$DPOLISH_CACHE`, else `$XDG_CACHE_HOME/dpolish`, else `~/.cache/dpolish`."""
-    base = (
-        os.environ.get("DPOLISH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpolish"
-    )
-    return Path(base) / "reference"

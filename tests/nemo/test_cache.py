@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dpolish.errors import ModelError, RunError
+from dpolish.files import cache_root
 from dpolish.nemo import cache as module
-from dpolish.nemo.cache import default_root, imported_folder
+from dpolish.nemo.cache import imported_folder
 from dpolish.nemo.convert import ExportChoices, ImportChoices, export_nemo
 from tests.nemo.tiny_hugging_face import assert_same_tensors, save_tiny, tensors_of
 
@@ -44,7 +45,7 @@ class Asked:
 
 def test_once(archive: Path, model: Path, tmp_path: Path, cache: Path) -> None:
     first = Asked(archive)
-    assert default_root() == cache / "nemo"
+    assert cache_root() == cache
     assert first.folder.is_relative_to(cache)
     assert first.said == [f"{archive}: imported once, into {first.folder}"]
     assert_same_tensors(tensors_of(first.folder), tensors_of(model))
@@ -93,7 +94,7 @@ def test_a_damaged_entry_is_imported_again(archive: Path, model: Path, damage: s
     assert again.imported
     assert_same_tensors(tensors_of(folder), tensors_of(model))
     assert Asked(archive).said == []
-    assert [path.name for path in default_root().iterdir() if path.name.endswith(".tmp")] == []
+    assert [path.name for path in (cache_root() / "nemo").iterdir() if path.name.endswith(".tmp")] == []
 
 
 def test_what_cannot_be_imported_leaves_no_entry(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_what_cannot_be_imported_leaves_no_entry(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ModelError, match=r"bad\.nemo"):
             Asked(tmp_path / "bad.nemo")
-    assert {path.name for path in default_root().iterdir() if not path.name.endswith(".lock")} <= {"digests"}
+    assert {path.name for path in (cache_root() / "nemo").iterdir() if not path.name.endswith(".lock")} <= {"digests"}
     with pytest.raises(ModelError, match=r"absent\.nemo: no such file or folder"):
         Asked(tmp_path / "absent.nemo")
 
@@ -114,13 +115,13 @@ def test_a_full_disk_says_what_to_do(archive: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RunError, match=r"(?s)cannot be written: No space left.*set DPOLISH_CACHE"):
         Asked(archive)
     monkeypatch.undo()
-    assert not any(default_root().glob("*/model"))
+    assert not any((cache_root() / "nemo").glob("*/model"))
 
 
 def test_what_a_killed_process_left_is_swept(archive: Path) -> None:
     folder = Asked(archive).folder
     shutil.rmtree(folder.parent)
-    leftover = default_root() / f".{folder.parent.name}.00000000.tmp"
+    leftover = (cache_root() / "nemo") / f".{folder.parent.name}.00000000.tmp"
     leftover.mkdir()
     assert Asked(archive).imported
     assert not leftover.exists()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from dpolish.errors import RunError
-from dpolish.reference.cache import Identity, ReferenceCache, completion_key, default_root
+from dpolish.reference.cache import Identity, ReferenceCache, completion_key
 from dpolish.tensors import Completion, Example
 from tests.examples import random_examples
 
@@ -195,24 +195,6 @@ def test_unfinished_files_are_no_segments(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path, IDENTITY)
     assert cache.notes == []
     assert len(cache) == 6
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"DPOLISH_CACHE": "/a"}, "/a/reference"),
-        ({"DPOLISH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a/reference"),
-        ({"XDG_CACHE_HOME": "/b"}, "/b/dpolish/reference"),
-        ({"HOME": "/c"}, "/c/.cache/dpolish/reference"),
-        ({"HOME": "/c", "XDG_CACHE_HOME": "", "DPOLISH_CACHE": ""}, "/c/.cache/dpolish/reference"),
-    ],
-)
-def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
-    for name in ("DPOLISH_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert default_root() == Path(expected)
 
 
 def test_asking_whether_it_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:

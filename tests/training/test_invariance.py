@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save
 
 import dpolish
 from dpolish.errors import RunError
+from dpolish.files import cache_root
 from dpolish.records import StepRecord
-from dpolish.reference.cache import default_root
 from tests import tiny
 from tests.tiny import Setup
 
@@ -144,7 +144,7 @@ def test_bfloat16_is_near(setup: Setup, base: Path, tmp_path: Path) -> None:
 
 def tamper(shift: float) -> None:
     """Move every stored score, in whole segments with right names and marks: nothing but the numbers is wrong."""
-    for segment in default_root().glob("*/*.safetensors"):
+    for segment in (cache_root() / "reference").glob("*/*.safetensors"):
         tables = load_file(segment)
         content = save({**tables, "logprobs": tables["logprobs"] + shift}, metadata={"identity": segment.parent.name})
         segment.unlink()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from dpolish.nemo.families.lacks import Lacks
 from dpolish.nemo.families.layout import SAME, TRANSPOSED, Layout, gate_and_up, separate_qkv, stacked_qkv
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
@@ -35,7 +36,7 @@ class Family:
 
     model_type: str
     architecture: str
-    lacks: Callable[[GptConfig], Iterator[str]]
+    lacks: Lacks
     """Reasons for which the architecture does not compute this model exactly; none if it does."""
     fields: Callable[[GptConfig], dict[str, object]]
     """Its configuration's fields beside those that all families share."""

@@ -1,25 +1,17 @@
 """GPT-2: LayerNorm, ungated layers with biases, a learned table of positions. GPT-345M and its kin."""
 
-from collections.abc import Iterator
-
 from dpolish.nemo.families.family import FAMILIES, Family, Names
+from dpolish.nemo.families.lacks import (
+    biases_everywhere,
+    full_heads,
+    layer_norms,
+    learned_positions,
+    own_keys,
+    together,
+    ungated,
+)
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
-
-
-def _lacks(config: GptConfig) -> Iterator[str]:
-    if config.normalization != "layernorm" or not config.layernorm_bias:
-        yield "its norms are LayerNorm with a bias"
-    if config.gated:
-        yield "its layers do not gate the activation"
-    if config.position_embedding_type != "learned_absolute":
-        yield f"its positions are a learned table, not {config.position_embedding_type}"
-    if not config.bias:
-        yield "its linear layers have biases"
-    if config.num_query_groups != config.num_attention_heads:
-        yield f"every head has its own keys, num_query_groups is {config.num_query_groups}"
-    if config.kv_channels * config.num_attention_heads != config.hidden_size:
-        yield f"{config.num_attention_heads} heads of {config.kv_channels} must fill hidden_size {config.hidden_size}"
 
 
 def _fields(config: GptConfig) -> dict[str, object]:
@@ -61,7 +53,14 @@ FAMILIES.register("gpt2")(
     Family(
         model_type="gpt2",
         architecture="GPT2LMHeadModel",
-        lacks=_lacks,
+        lacks=together(
+            layer_norms,
+            ungated,
+            learned_positions,
+            biases_everywhere,
+            own_keys,
+            full_heads,
+        ),
         fields=_fields,
         read=_read,
         names=Names(

@@ -1,25 +1,17 @@
 """GPT-NeoX without its parallel residual: LayerNorm, ungated layers with biases, QKV fused as Megatron fuses it."""
 
-from collections.abc import Iterator
-
 from dpolish.nemo.families.family import FAMILIES, Family, Names
+from dpolish.nemo.families.lacks import (
+    biases_everywhere,
+    full_heads,
+    layer_norms,
+    own_keys,
+    rotary,
+    together,
+    ungated,
+)
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
-
-
-def _lacks(config: GptConfig) -> Iterator[str]:
-    if config.normalization != "layernorm" or not config.layernorm_bias:
-        yield "its norms are LayerNorm with a bias"
-    if config.gated:
-        yield "its layers do not gate the activation"
-    if config.position_embedding_type != "rope":
-        yield f"its positions are rotary, not {config.position_embedding_type}"
-    if not config.bias:
-        yield "its linear layers have biases"
-    if config.num_query_groups != config.num_attention_heads:
-        yield f"every head has its own keys, num_query_groups is {config.num_query_groups}"
-    if config.kv_channels * config.num_attention_heads != config.hidden_size:
-        yield f"{config.num_attention_heads} heads of {config.kv_channels} must fill hidden_size {config.hidden_size}"
 
 
 def _fields(config: GptConfig) -> dict[str, object]:
@@ -57,7 +49,7 @@ FAMILIES.register("gpt_neox")(
     Family(
         model_type="gpt_neox",
         architecture="GPTNeoXForCausalLM",
-        lacks=_lacks,
+        lacks=together(layer_norms, ungated, rotary, biases_everywhere, own_keys, full_heads),
         fields=_fields,
         read=_read,
         names=Names(

@@ -3,20 +3,18 @@
 from collections.abc import Iterator
 
 from dpolish.nemo.families.family import FAMILIES, Family
+from dpolish.nemo.families.lacks import gated, rotary_whole_heads, together
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
 
 
-def lacks_rms_gated(config: GptConfig) -> Iterator[str]:
-    """What none of the three can express."""
+def _rms_norms(config: GptConfig) -> Iterator[str]:
     if config.normalization != "rmsnorm":
         yield f"its norms are RMSNorm, not {config.normalization}"
-    if not config.gated:
-        yield f"its layers gate the activation, {config.activation} here does not"
-    if config.position_embedding_type != "rope":
-        yield f"its positions are rotary, not {config.position_embedding_type}"
-    elif config.rotary_percentage != 1.0:
-        yield f"it rotates whole heads, rotary_percentage is {config.rotary_percentage:g}"
+
+
+lacks_rms_gated = together(_rms_norms, gated, rotary_whole_heads)
+"""What none of the three can express."""
 
 
 def rms_gated_fields(config: GptConfig) -> dict[str, object]:

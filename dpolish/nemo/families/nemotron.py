@@ -1,21 +1,9 @@
 """Nemotron: LayerNorm stored less one, ungated layers, part of each head rotated."""
 
-from collections.abc import Iterator
-
 from dpolish.nemo.families.family import FAMILIES, Family, Names
+from dpolish.nemo.families.lacks import biases_everywhere_or_nowhere, layer_norms, rotary, together, ungated
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
-
-
-def _lacks(config: GptConfig) -> Iterator[str]:
-    if config.normalization != "layernorm" or not config.layernorm_bias:
-        yield "its norms are LayerNorm with a bias"
-    if config.gated:
-        yield "its layers do not gate the activation"
-    if config.position_embedding_type != "rope":
-        yield f"its positions are rotary, not {config.position_embedding_type}"
-    if config.qkv_bias != config.bias:
-        yield "it has biases everywhere or nowhere"
 
 
 def _fields(config: GptConfig) -> dict[str, object]:
@@ -52,7 +40,7 @@ FAMILIES.register("nemotron")(
     Family(
         model_type="nemotron",
         architecture="NemotronForCausalLM",
-        lacks=_lacks,
+        lacks=together(layer_norms, ungated, rotary, biases_everywhere_or_nowhere),
         fields=_fields,
         read=_read,
         names=Names(fc1=("mlp.up_proj",)),

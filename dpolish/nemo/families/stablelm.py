@@ -3,21 +3,14 @@
 from collections.abc import Iterator
 
 from dpolish.nemo.families.family import FAMILIES, Family
+from dpolish.nemo.families.lacks import full_heads, gated, layer_norms, rotary, together
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
 
 
-def _lacks(config: GptConfig) -> Iterator[str]:
-    if config.normalization != "layernorm" or not config.layernorm_bias:
-        yield "its norms are LayerNorm with a bias"
-    if not config.gated:
-        yield f"its layers gate the activation, {config.activation} here does not"
-    if config.position_embedding_type != "rope":
-        yield f"its positions are rotary, not {config.position_embedding_type}"
+def _no_bias_but_of_qkv(config: GptConfig) -> Iterator[str]:
     if config.bias:
         yield "of its linear layers only queries, keys and values can have a bias"
-    if config.kv_channels * config.num_attention_heads != config.hidden_size:
-        yield f"{config.num_attention_heads} heads of {config.kv_channels} must fill hidden_size {config.hidden_size}"
 
 
 def _fields(config: GptConfig) -> dict[str, object]:
@@ -52,5 +45,11 @@ def _read(source: Source) -> GptConfig:
 
 
 FAMILIES.register("stablelm")(
-    Family(model_type="stablelm", architecture="StableLmForCausalLM", lacks=_lacks, fields=_fields, read=_read)
+    Family(
+        model_type="stablelm",
+        architecture="StableLmForCausalLM",
+        lacks=together(layer_norms, gated, rotary, _no_bias_but_of_qkv, full_heads),
+        fields=_fields,
+        read=_read,
+    )
 )

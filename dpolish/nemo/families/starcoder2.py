@@ -1,23 +1,9 @@
 """Starcoder2: LayerNorm, ungated layers, whole heads rotated, keys shared among heads."""
 
-from collections.abc import Iterator
-
 from dpolish.nemo.families.family import FAMILIES, Family, Names
+from dpolish.nemo.families.lacks import biases_everywhere_or_nowhere, layer_norms, rotary_whole_heads, together, ungated
 from dpolish.nemo.families.source import Source
 from dpolish.nemo.gpt_config import GptConfig
-
-
-def _lacks(config: GptConfig) -> Iterator[str]:
-    if config.normalization != "layernorm" or not config.layernorm_bias:
-        yield "its norms are LayerNorm with a bias"
-    if config.gated:
-        yield "its layers do not gate the activation"
-    if config.position_embedding_type != "rope":
-        yield f"its positions are rotary, not {config.position_embedding_type}"
-    elif config.rotary_percentage != 1.0:
-        yield f"it rotates whole heads, rotary_percentage is {config.rotary_percentage:g}"
-    if config.qkv_bias != config.bias:
-        yield "it has biases everywhere or nowhere"
 
 
 def _fields(config: GptConfig) -> dict[str, object]:
@@ -51,7 +37,7 @@ FAMILIES.register("starcoder2")(
     Family(
         model_type="starcoder2",
         architecture="Starcoder2ForCausalLM",
-        lacks=_lacks,
+        lacks=together(layer_norms, ungated, rotary_whole_heads, biases_everywhere_or_nowhere),
         fields=_fields,
         read=_read,
         names=Names(fc1=("mlp.c_fc",), fc2="mlp.c_proj"),
