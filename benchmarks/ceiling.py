@@ -1,7 +1,8 @@
 """The machine's rate in matrix products of the model's own shapes, and the operations that a step cannot do without.
 
-A step's share of the ceiling is needed operations, over its seconds, over that rate. Needed is: each prompt once, no
-padding, logits of scored tokens alone, keys that a query sees, nothing computed twice.
+A step's share of the ceiling is needed operations, over its seconds, over that rate. Needed is what our micro-batches
+hold: each prompt once, and once what they begin with alike; no padding, logits of scored tokens alone, keys that a
+query sees, nothing computed twice.
 """
 
 import time
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from dpolish.tensors import Layout, PackedBatch
 
 _REPEATS = 3
 _HEAD_ROWS = 512
@@ -50,30 +53,8 @@ def _features(module: nn.Linear | Conv1D) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one row asks of a model."""
-
-    tokens: int
-    """Each prompt counted once."""
-    scored: int
-    seen: int
-    """Pairs of a query and a key that it sees."""
-
-    @staticmethod
-    def of_pair(prompt: int, chosen: int, rejected: int) -> "Need":
-        """A preference pair, from its numbers of tokens: both answers see one prompt, and not each other."""
-        seen = _causal(prompt) + sum(prompt * answer + _causal(answer) for answer in (chosen, rejected))
-        return Need(prompt + chosen + rejected, chosen + rejected, seen)
-
-    @staticmethod
-    def of_demonstration(tokens: int, trained: int) -> "Need":
-        """A demonstration, from its numbers of tokens."""
-        return Need(tokens, trained, _causal(tokens))
-
-
-def needed_flops(shape: ModelShape, rows: Iterable[Need]) -> float:
-    """Operations of one training step on some rows.
+def needed_flops(shape: ModelShape, batches: Iterable[PackedBatch]) -> float:
+    """Operations of one training step on micro-batches in which nothing stands twice.
 
     Three products for each matrix (output, input gradient, weight gradient) and six for attention (scores and output;
     gradients of values, probabilities, queries, keys), two operations for each multiply-add.
@@ -81,13 +62,20 @@ def needed_flops(shape: ModelShape, rows: Iterable[Need]) -> float:
     weights = sum(count * inner * outer for (inner, outer), count in shape.linears.items())
     head = shape.head[0] * shape.head[1]
     return sum(
-        2.0 * (3 * weights * row.tokens + 3 * head * row.scored + 6 * shape.attention_width * row.seen) for row in rows
+        2.0
+        * (
+            3 * weights * batch.num_tokens
+            + 3 * head * len(batch.targets)
+            + 6 * shape.attention_width * seen(batch.layout)
+        )
+        for batch in batches
     )
 
 
-def _causal(tokens: int) -> int:
+def seen(layout: Layout) -> int:
     """Pairs of a query and a key that it sees."""
-    return tokens * (tokens + 1) // 2
+    lengths = [[layout.nodes[number].length for number in way] for way in layout.ways()]
+    return sum(sum(before) * own + own * (own + 1) // 2 for *before, own in lengths)
 
 
 def gemm_rate(shape: ModelShape, tokens: int, scored: int) -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ceiling import Need
 from benchmarks.our_side import GIVEN, measured, prepare_ids
 from benchmarks.sides import (
     BETA,
@@ -49,8 +48,7 @@ def main() -> None:
     examples = [example_of(*pair) for pair in pairs]
     prepared = prepare_ids(configuration(arguments.model, arguments.batch), examples, PairCounts.of)
     run = build(prepared, lambda _: None, lambda _: None, clock).run
-    needs = [Need.of_pair(len(prompt), len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
-    write_result(arguments.answer, measured(run, needs, clock.seconds))
+    write_result(arguments.answer, measured(run, clock.seconds))
 
 
 def configuration(model: Path, batch: int) -> Composed[DpoConfig]:

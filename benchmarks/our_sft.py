@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ceiling import Need
 from benchmarks.our_side import GIVEN, measured, prepare_ids
 from benchmarks.sides import (
     BETAS,
@@ -30,8 +29,7 @@ def main() -> None:
     examples = [example_of(*row) for row in rows]
     prepared = prepare_ids(configuration(arguments.model, arguments.batch), examples, DemonstrationCounts.of)
     run = build(prepared, lambda _: None, lambda _: None, lambda *_: nullcontext(lambda _: None)).run
-    needs = [Need.of_demonstration(len(ids), sum(trained)) for ids, trained in rows]
-    write_result(arguments.answer, measured(run, needs))
+    write_result(arguments.answer, measured(run))
 
 
 def configuration(model: Path, batch: int) -> Composed[SftConfig]:

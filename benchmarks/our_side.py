@@ -13,9 +13,9 @@ from statistics import mean
 import torch
 
 from benchmarks.causes import shares_by_cause
-from benchmarks.ceiling import ModelShape, Need, gemm_rate, needed_flops, shape_of
+from benchmarks.ceiling import ModelShape, gemm_rate, needed_flops, shape_of
 from benchmarks.sides import SideResult, peak_bytes
-from dpolish.assemble import Prepared, data_facts, sharing_of
+from dpolish.assemble import Prepared, data_facts
 from dpolish.config.compose import Composed
 from dpolish.config.schema import RunConfig
 from dpolish.data.ingest import Ingested, Source
@@ -49,7 +49,7 @@ def prepare_ids(
     backend = choose_backend(config.model.attention_backend, CPU, composed.forbidden_attention)
     seq_length = sequence_length(composed, model)
     plan = make_plan(config, model, data_facts(train), None, Machine("cpu", available_memory(CPU)), seq_length)
-    packing = Packing(sharing_of(config) != "off", plan.tokens_per_micro_batch, config.model.micro_batch_size)
+    packing = Packing(config.model.prefix_sharing != "off", plan.tokens_per_micro_batch, config.model.micro_batch_size)
     return Prepared(
         composed=composed,
         model=model,
@@ -66,8 +66,8 @@ def prepare_ids(
     )
 
 
-def measured(run: Run, needs: Sequence[Need], reference_seconds: float = 0.0) -> SideResult:
-    """Train once through the rows in order, and what was measured; `needs` are those of the rows."""
+def measured(run: Run, reference_seconds: float = 0.0) -> SideResult:
+    """Train once through the rows in order, and what was measured."""
     groups = list(run.data.validation_groups())
     shape = shape_of(run.policy.model)
     rates = [_rate(shape, groups)]
@@ -84,7 +84,7 @@ def measured(run: Run, needs: Sequence[Need], reference_seconds: float = 0.0) ->
         reference_seconds=reference_seconds,
         step_rows=[group.rows.tolist() for group in groups],
         gemm_flops=mean(rates),
-        needed_flops=[needed_flops(shape, [needs[row] for row in group.rows]) for group in groups],
+        needed_flops=[needed_flops(shape, group.batches) for group in groups],
         causes=shares_by_cause(lambda: train_step(run, groups[-1], len(groups)), shape.head[1]),
     )
 

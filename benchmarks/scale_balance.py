@@ -6,7 +6,7 @@ from statistics import mean
 
 import numpy as np
 
-from dpolish.data.pack import even
+from dpolish.data.pack import Sizes, even
 
 BATCHES = (64, 128, 256, 512)
 """Global batch sizes that are usual."""
@@ -33,7 +33,7 @@ def imbalance(loads: Sequence[int]) -> float:
 
 def loads(sizes: Sequence[int], ranks: int) -> list[int]:
     """Tokens of each rank, as the product deals rows of these sizes."""
-    return [sum(sizes[index] for index in part) for part in even(sizes, ranks)]
+    return [sum(sizes[index] for index in part) for part in even(Sizes.of(sizes), ranks)]
 
 
 def batches(sizes: Sequence[int], batch: int, count: int) -> Iterator[list[int]]:

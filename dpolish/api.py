@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from dpolish.assemble import (
     Assembled,
@@ -33,6 +33,7 @@ from dpolish.config.schema import (
     AttentionBackend,
     DpoConfig,
     DpoModelConfig,
+    ModelConfig,
     RunConfig,
     SftConfig,
     SftModelConfig,
@@ -332,23 +333,27 @@ def used_config(prepared: Prepared, assembled: Assembled, directory: Path) -> Ru
 
 
 def _used_dpo_model(config: DpoConfig, prepared: Prepared, assembled: Assembled) -> DpoModelConfig:
-    plan, policy = prepared.plan, assembled.run.policy
+    plan = prepared.plan
     data = replace(config.model.data, seq_length=plan.seq_length, tokens_per_micro_batch=plan.tokens_per_micro_batch)
-    model = replace(config.model, data=data)
-    if policy.backend == STOCK:
-        return model
-    sharing: Literal["on", "off"] = "on" if assembled.run.data.packing.shared else "off"
-    return replace(model, prefix_sharing=sharing, attention_backend=cast(AttentionBackend, prepared.backend))
+    return _computed_as(replace(config.model, data=data), prepared, assembled)
 
 
 def _used_sft_model(config: SftConfig, prepared: Prepared, assembled: Assembled) -> SftModelConfig:
-    plan, policy = prepared.plan, assembled.run.policy
+    plan = prepared.plan
     files = replace(config.model.data.train_ds, max_seq_length=plan.seq_length)
     data = replace(config.model.data, train_ds=files, tokens_per_micro_batch=plan.tokens_per_micro_batch)
-    model = replace(config.model, data=data)
-    if policy.backend == STOCK:
+    return _computed_as(replace(config.model, data=data), prepared, assembled)
+
+
+M = TypeVar("M", bound=ModelConfig)
+
+
+def _computed_as(model: M, prepared: Prepared, assembled: Assembled) -> M:
+    """With the kernel and the sharing that were found to work, where the model is not on its own attention."""
+    if assembled.run.policy.backend == STOCK:
         return model
-    return replace(model, attention_backend=cast(AttentionBackend, prepared.backend))
+    sharing: Literal["on", "off"] = "on" if assembled.run.data.packing.shared else "off"
+    return replace(model, prefix_sharing=sharing, attention_backend=cast(AttentionBackend, prepared.backend))
 
 
 def _write_environment(prepared: Prepared, assembled: Assembled, directory: Path, argv: Sequence[str]) -> None:

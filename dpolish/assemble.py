@@ -136,7 +136,7 @@ def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = prin
     machine = Machine(device.type, available_memory(device, world), world.num_nodes, world.local_size)
     plan = make_plan(config, model, facts[0], facts[1], machine, seq_length)
     packing = Packing(
-        shared=sharing_of(config) != "off",
+        shared=config.model.prefix_sharing != "off",
         token_budget=plan.tokens_per_micro_batch,
         micro_batch_size=config.model.micro_batch_size,
         multiple_of=math.lcm(
@@ -186,11 +186,6 @@ def require_same_data(train: Ingested, validation: Ingested | None) -> None:
             f"rank {rank} has read other rows than rank 0. The data files, or the model's tokenizer, are not the same "
             "on every node: put them where all nodes see them"
         )
-
-
-def sharing_of(config: RunConfig) -> str:
-    """`model.prefix_sharing`; a demonstration has one completion, so there is nothing to share, and nothing to lose."""
-    return config.model.prefix_sharing if isinstance(config, DpoConfig) else "auto"
 
 
 def template_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
@@ -343,7 +338,7 @@ def build(prepared: Prepared, emit: Callable[[StepRecord], None], say: Say, prog
             f"{loaded.unexpected[0]} …"
         )
     policy = Policy(loaded.model, prepared.backend, logit_transform(loaded.model.config), dtype, mesh)
-    policy, packing, finding = verified(policy, prepared.packing, prepared.train.examples, sharing_of(config))
+    policy, packing, finding = verified(policy, prepared.packing, prepared.train.examples, config.model.prefix_sharing)
     say(finding)
     reference, scores = None, dict[int, npt.NDArray[np.float32]]()
     if isinstance(config, DpoConfig):

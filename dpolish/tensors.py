@@ -17,7 +17,7 @@ TokenIds = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What follows the shared prompt on one branch of an example."""
+    """What follows the prompt of an example: one of its answers."""
 
     tokens: TokenIds
     """(n,) token ids, n ≥ 1."""
@@ -72,55 +72,71 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Where one example lies: a prompt, then its branches one behind the other."""
+class Node:
+    """Tokens in one piece that continue those of another node: a prompt, a part of prompts that begin alike, an answer.
+
+    The way from a node without parent to this one is an ordinary sequence: an answer with its prompt.
+    """
 
     start: int
-    """Flat place of the first token, in 0 … T-1; a span never crosses a row."""
-    prompt: int
-    """Tokens of the shared prompt."""
-    branches: tuple[int, ...]
-    """Tokens of each branch."""
+    """Flat place of the first token, in 0 … T-1; a node never crosses a row."""
+    length: int
+    """Tokens, and places taken."""
+    parent: int | None
+    """Number of the node that it continues, which stands before it in the same row."""
 
     @property
-    def length(self) -> int:
-        """Places taken."""
-        return self.prompt + sum(self.branches)
+    def end(self) -> int:
+        """Flat place behind the last token."""
+        return self.start + self.length
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What may see what.
+    """What may see what: a tree of nodes for every group of prompts that share something.
 
-    A key is visible to a query when it is not behind it and is in the prompt or the query's own branch.
+    A key is visible to a query when it is not behind it and on the way to it: in the query's node, or in one that this
+    continues. Places of no node are padding.
     """
 
     rows: int
     width: int
-    spans: tuple[Span, ...]
+    nodes: tuple[Node, ...]
+    """In order of their places, depth first: behind a node comes all that continues it."""
 
     def __post_init__(self) -> None:
         end = 0
-        for span in self.spans:
-            assert span.start >= end, "spans lie in order and do not overlap"
-            end = span.start + span.length
-            assert span.start // self.width == (end - 1) // self.width, "a span never crosses a row"
+        for number, node in enumerate(self.nodes):
+            assert node.start >= end, "nodes lie in order and do not overlap"
+            assert node.length > 0
+            end = node.end
+            assert node.start // self.width == (end - 1) // self.width, "a node never crosses a row"
+            if node.parent is not None:
+                assert node.parent < number, "a node stands behind what it continues"
+                assert self.nodes[node.parent].start // self.width == node.start // self.width, "in the same row"
         assert end <= self.rows * self.width
+
+    def ways(self) -> list[tuple[int, ...]]:
+        """For each node the numbers of the nodes on the way to it, itself the last."""
+        ways: list[tuple[int, ...]] = []
+        for number, node in enumerate(self.nodes):
+            ways.append((number,) if node.parent is None else (*ways[node.parent], number))
+        return ways
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One micro-batch as the model computes it: T places, of which padding belongs to no span."""
+    """One micro-batch as the model computes it: T places, of which padding belongs to no node."""
 
     tokens: Tensor
     """int64 (B, W)."""
     positions: Tensor
-    """int64 (B, W): every branch continues from its prompt's end."""
+    """int64 (B, W): every node continues from its parent's end."""
     layout: Layout
     score_at: Tensor
     """int64 (S,): flat place of the hidden state that predicts each scored token.
 
-    The prompt's last place stands once per branch.
+    A prompt's last place stands there once for each of its completions.
     """
     targets: Tensor
     """int64 (S,): the token that it must predict."""
@@ -143,7 +159,7 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         """Tokens computed, padding left out."""
-        return sum(span.length for span in self.layout.spans)
+        return sum(node.length for node in self.layout.nodes)
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on another device."""

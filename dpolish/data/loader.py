@@ -146,7 +146,7 @@ class Loader:
             tuple(self._collated(rows, examples, batch) for batch in mine),
             idle,
             num_scored=sum(len(completion.scored) for example in examples for completion in example.completions),
-            num_tokens=sum(self.packing.size(example) for example in examples),
+            num_tokens=sum(self.packing.tokens([examples[i] for i in batch]) for part in dealt for batch in part),
         )
 
     def _collated(self, rows: RowIndices, examples: Sequence[Example], batch: Sequence[int]) -> PackedBatch:

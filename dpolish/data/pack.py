@@ -1,23 +1,26 @@
-"""Pack examples into micro-batches, each prompt stored once.
+"""Pack examples into micro-batches, each prompt stored once, and once what prompts begin with alike.
 
-    tokens      p p p p | c c c c c | r r r | p p | c c | r r r r
-    branch      0 0 0 0 | 1 1 1 1 1 | 2 2 2 | 0 0 | 1 1 | 2 2 2 2
-    positions   0 1 2 3 | 4 5 6 7 8 | 4 5 6 | 0 1 | 2 3 | 2 3 4 5
+    tokens      s s s s | p p | c c c | r r | q q q | c c | r r r | p p | c | r r
+    node        0 0 0 0 | 1 1 | 2 2 2 | 3 3 | 4 4 4 | 5 5 | 6 6 6 | 7 7 | 8 | 9 9
+    continues         - |   0 |     1 |   1 |     0 |   4 |     4 |   - | 7 |   7
+    positions   0 1 2 3 | 4 5 | 6 7 8 | 6 7 | 4 5 6 | 7 8 | 7 8 9 | 0 1 | 2 | 2 3
 
 Invariants, held by the property tests in tests/data/test_pack.py:
   1. every example is in exactly one micro-batch, and every scored token appears exactly once;
   2. an example is never split: all its completions share a micro-batch;
-  3. the result depends on the lengths alone, so every rank computes the same.
+  3. the result depends on the token ids alone, so every rank computes the same.
 """
 
-import heapq
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from dpolish.tensors import Completion, Example, Layout, PackedBatch, Span
+from dpolish.data.prefixes import PrefixTree
+from dpolish.tensors import Completion, Example, Layout, Node, PackedBatch, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class Packing:
     """How examples become micro-batches. Losses and gradients do not depend on it."""
 
     shared: bool
-    """Compute each prompt once for all its completions; otherwise once per completion."""
+    """Compute each prompt once for all its completions, and once what prompts in one row without padding begin with
+    alike; otherwise once per completion."""
     token_budget: int | None
     """Most tokens in one row without padding; an example beyond it goes alone.
 
@@ -37,10 +41,14 @@ class Packing:
     """Rows are padded to a multiple of this many places."""
 
     def size(self, example: Example) -> int:
-        """Tokens of one example in a packed row."""
+        """Tokens of one example by itself."""
         if self.shared:
             return example.num_tokens
         return sum(len(example.prompt) + len(completion.tokens) for completion in example.completions)
+
+    def tokens(self, examples: Sequence[Example]) -> int:
+        """Tokens of a micro-batch of these examples, padding left out."""
+        return self._sizes(examples).together(range(len(examples)))
 
     def split(self, examples: Sequence[Example], at_least: int = 0) -> list[list[int]]:
         """Indices of `examples`, one list per micro-batch; `at_least` so many, if there are as many examples."""
@@ -50,14 +58,14 @@ class Packing:
                 parts = np.array_split(np.arange(len(examples)), min(at_least, len(examples)) or 1)
                 return [part.tolist() for part in parts if len(part)]
             return [list(range(first, min(first + size, len(examples)))) for first in range(0, len(examples), size)]
-        return fill([self.size(example) for example in examples], self.token_budget, at_least)
+        return fill(self._sizes(examples), self.token_budget, at_least)
 
     def deal(self, examples: Sequence[Example], parts: int) -> list[list[list[int]]]:
         """Indices of `examples` by part (a data-parallel rank) and micro-batch: parts of equal tokens.
 
         A part may have fewer micro-batches than another: one that has few rows, or none.
         """
-        dealt = even([self.size(example) for example in examples], parts)
+        dealt = even(self._sizes(examples), parts)
         split = [self.split([examples[index] for index in part]) for part in dealt]
         passes = max((len(batches) for batches in split), default=0)
         split = [
@@ -66,47 +74,126 @@ class Packing:
         ]
         return [[[part[i] for i in batch] for batch in batches] for part, batches in zip(dealt, split, strict=True)]
 
+    def tree(self, prompts: Sequence[TokenIds]) -> PrefixTree:
+        """How the prompts of one micro-batch lie."""
+        shares = self.shared and self.token_budget is not None
+        return PrefixTree.of(prompts) if shares else PrefixTree.separate(prompts)
 
-def even(sizes: Sequence[int], parts: int) -> list[list[int]]:
-    """Indices of `sizes` in `parts`, their sums as equal as dealing the largest first to the emptiest part makes them.
+    def _sizes(self, examples: Sequence[Example]) -> "Sizes":
+        tree = self.tree([example.prompt for example in examples])
+        return Sizes.of([self.size(example) for example in examples], tree)
 
-    The largest sum is at most 4/3 - 1/(3·parts) of the least possible (Graham 1969, SIAM J. Appl. Math. 17, theorem 2).
 
-    >>> even([5, 3, 3, 2, 2, 1], 2)
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Tokens of examples, some of which count once for all that lie together."""
+
+    own: tuple[int, ...]
+    """For each example the tokens that it shares with no other."""
+    common: tuple[list[int], ...]
+    """For each example the runs that it shares with others."""
+    runs: npt.NDArray[np.int64]
+    """Tokens of every run."""
+
+    @staticmethod
+    def of(alone: Sequence[int], tree: PrefixTree | None = None) -> "Sizes":
+        """From the tokens of each example by itself, and what their prompts have in common."""
+        if tree is None:
+            return Sizes(tuple(alone), tuple([] for _ in alone), np.zeros(0, dtype=np.int64))
+        ways = [list(tree.way(prompt)) for prompt in range(len(alone))]
+        uses = Counter(run for way in ways for run in way)
+        runs = np.array([len(run.tokens) for run in tree.runs], dtype=np.int64)
+        common = tuple([run for run in way if uses[run] > 1] for way in ways)
+        own = (size - int(runs[way].sum()) for size, way in zip(alone, common, strict=True))
+        return Sizes(tuple(own), common, runs)
+
+    @property
+    def by_size(self) -> list[int]:
+        """Examples, those that are largest by themselves first."""
+        return sorted(range(len(self.own)), key=lambda index: (-self.together([index]), index))
+
+    def together(self, members: Sequence[int]) -> int:
+        """Tokens of some examples in one place."""
+        runs = {run for index in members for run in self.common[index]}
+        return sum(self.own[index] for index in members) + int(self.runs[list(runs)].sum())
+
+
+class _Bins:
+    """Bins that are being filled."""
+
+    def __init__(self, sizes: Sizes, most: int) -> None:
+        self._sizes = sizes
+        self._held = np.zeros((most, len(sizes.runs)), dtype=bool)
+        self._loads = np.zeros(most, dtype=np.int64)
+        self.members: list[list[int]] = [[] for _ in range(most)]
+
+    def loads_with(self, index: int, bins: int) -> npt.NDArray[np.int64]:
+        """What each of the first `bins` would hold with this example in it."""
+        common = self._sizes.common[index]
+        loads: npt.NDArray[np.int64] = self._loads[:bins] + self._sizes.own[index]
+        if common:
+            loads += np.where(self._held[:bins, common], 0, self._sizes.runs[common]).sum(axis=1)
+        return loads
+
+    def add(self, index: int, to: int, load: int) -> None:
+        """Put an example into a bin, which then holds `load`."""
+        self.members[to].append(index)
+        self._loads[to] = load
+        self._held[to, self._sizes.common[index]] = True
+
+
+EVEN_MAY_TAKE = 1.05
+"""Times the tokens of the first-fit bins: rows that share a prompt lie together there more often."""
+
+
+def even(sizes: Sizes, parts: int) -> list[list[int]]:
+    """Examples in `parts`, whose tokens are as equal as dealing the largest first to where it adds up to least does.
+
+    Where nothing is shared the largest sum is at most 4/3 - 1/(3·parts) of the least possible (Graham 1969, SIAM J.
+    Appl. Math. 17, theorem 2).
+
+    >>> even(Sizes.of([5, 3, 3, 2, 2, 1]), 2)
     [[0, 3, 5], [1, 2, 4]]
     """
-    dealt: list[list[int]] = [[] for _ in range(parts)]
-    loads = [(0, part) for part in range(parts)]
-    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
-        load, part = heapq.heappop(loads)
-        dealt[part].append(index)
-        heapq.heappush(loads, (load + sizes[index], part))
-    return [sorted(part) for part in dealt]
+    bins = _Bins(sizes, parts)
+    for index in sizes.by_size:
+        loads = bins.loads_with(index, parts)
+        least = int(loads.argmin())
+        bins.add(index, least, int(loads[least]))
+    return [sorted(members) for members in bins.members]
 
 
-def fill(sizes: Sequence[int], budget: int, at_least: int = 0) -> list[list[int]]:
-    """Indices of `sizes` in bins of at most `budget`, an oversized one alone: first-fit decreasing, then even.
+def fill(sizes: Sizes, budget: int, at_least: int = 0) -> list[list[int]]:
+    """Examples in bins of at most `budget` tokens, an oversized one alone: first-fit decreasing, then even.
 
-    First-fit finds how many bins are needed; dealing the sizes, largest first, to the emptiest of that many bins (or of
-    `at_least`) evens out time and memory. Where the even deal would overflow a bin, the first-fit one stands.
+    First-fit finds how many bins are needed; dealing the examples evenly to that many (or to `at_least`) evens out time
+    and memory. Where the even deal would overflow a bin, or keeps apart too much that is shared, the first-fit one
+    stands.
     """
-    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
-    first_fit: list[list[int]] = []
-    loads: list[int] = []
-    for index in order:
-        place = next((i for i, load in enumerate(loads) if load + sizes[index] <= budget), len(loads))
-        if place == len(loads):
-            first_fit.append([])
-            loads.append(0)
-        first_fit[place].append(index)
-        loads[place] += sizes[index]
-    dealt = even(sizes, max(len(first_fit), min(at_least, len(sizes))))
-    if all(len(members) == 1 or sum(sizes[i] for i in members) <= budget for members in dealt):
-        return dealt
+    count = len(sizes.own)
+    first_fit = _first_fit(sizes, budget)
+    dealt = even(sizes, max(len(first_fit), min(at_least, count)))
+    loads = [sizes.together(members) for members in dealt]
+    if all(len(members) == 1 or load <= budget for members, load in zip(dealt, loads, strict=True)):
+        fewest = sum(map(sizes.together, first_fit))
+        if sum(loads) <= EVEN_MAY_TAKE * fewest:
+            return dealt
     while len(first_fit) < len(dealt):
         fullest = max(first_fit, key=len)
         first_fit.append([fullest.pop() for _ in range(len(fullest) // 2)])
     return [sorted(members) for members in first_fit]
+
+
+def _first_fit(sizes: Sizes, budget: int) -> list[list[int]]:
+    bins = _Bins(sizes, len(sizes.own))
+    opened = 0
+    for index in sizes.by_size:
+        loads = bins.loads_with(index, opened + 1)
+        fitting = loads[:opened] <= budget
+        place = int(fitting.argmax()) if fitting.any() else opened
+        opened = max(opened, place + 1)
+        bins.add(index, place, int(loads[place]))
+    return bins.members[:opened]
 
 
 def collate(
@@ -116,29 +203,36 @@ def collate(
 
     `reference[i][j]` is the log-probability of completion j of example i.
     """
-    blocks = list(_blocks(examples, packing.shared))
-    lengths = [len(block.tokens) for block in blocks]
+    sequences = [
+        (example.prompt, answers)
+        for example in examples
+        for answers in ([example.completions] if packing.shared else [(one,) for one in example.completions])
+    ]
+    tree = packing.tree([prompt for prompt, _ in sequences])
+    lengths = [len(prompt) + sum(len(one.tokens) for one in answers) for prompt, answers in sequences]
     packed = packing.token_budget is not None
-    width = sum(lengths) if packed else max(lengths)
+    width = Sizes.of(lengths, tree).together(range(len(sequences))) if packed else max(lengths)
     width += -width % packing.multiple_of
-    rows = 1 if packed else len(blocks)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if packed else np.arange(rows) * width
-    tokens = np.zeros(rows * width, dtype=np.int64)
-    positions = np.zeros(rows * width, dtype=np.int64)
-    for start, block in zip(starts, blocks, strict=True):
-        place = slice(start, start + len(block.tokens))
-        tokens[place], positions[place] = block.tokens, block.positions
-    spans = tuple(Span(int(start), block.prompt, block.branches) for start, block in zip(starts, blocks, strict=True))
+    places = _Places(1 if packed else len(sequences), width)
+    nodes: dict[int, int] = {}  # run of the tree → its node
+    score_at: list[list[npt.NDArray[np.int64]]] = [[] for _ in sequences]
+    for row, number in enumerate(tree.order):
+        if not packed:
+            places.at = row * width
+        parent = None
+        for run in tree.way(number):
+            if run not in nodes:
+                nodes[run] = places.add(tree.runs[run].tokens, parent)
+            parent = nodes[run]
+        score_at[number] = [places.add_completion(one, parent) for one in sequences[number][1]]
     completions = [completion for example in examples for completion in example.completions]
     count = [len(example.completions) for example in examples]
     first = np.concatenate([[0], np.cumsum(count)[:-1]])
     return PackedBatch(
-        tokens=torch.from_numpy(tokens).view(rows, width),
-        positions=torch.from_numpy(positions).view(rows, width),
-        layout=Layout(rows, width, spans),
-        score_at=torch.from_numpy(
-            np.concatenate([start + block.score_at for start, block in zip(starts, blocks, strict=True)])
-        ),
+        tokens=torch.from_numpy(places.tokens),
+        positions=torch.from_numpy(places.positions),
+        layout=Layout(places.tokens.shape[0], width, tuple(places.nodes)),
+        score_at=torch.from_numpy(np.concatenate([at for answers in score_at for at in answers])),
         targets=torch.from_numpy(np.concatenate([completion.scored for completion in completions]).astype(np.int64)),
         lengths=torch.tensor([len(completion.scored) for completion in completions]),
         chosen=torch.from_numpy(first),
@@ -151,40 +245,29 @@ def collate(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """What one span holds; places are relative to its start."""
+class _Places:
+    """The places of a micro-batch, being filled."""
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    score_at: np.ndarray
-    prompt: int
-    branches: tuple[int, ...]
+    def __init__(self, rows: int, width: int) -> None:
+        self.tokens, self.positions = np.zeros((2, rows, width), dtype=np.int64)
+        self.nodes: list[Node] = []
+        self._depths: list[int] = []  # the position behind each node
+        self.at = 0
 
+    def add(self, tokens: TokenIds, parent: int | None) -> int:
+        """The number of a new node at the next places."""
+        node = Node(self.at, len(tokens), parent)
+        begin = 0 if parent is None else self._depths[parent]
+        self.tokens.reshape(-1)[node.start : node.end] = tokens
+        self.positions.reshape(-1)[node.start : node.end] = np.arange(begin, begin + node.length)
+        self.nodes.append(node)
+        self._depths.append(begin + node.length)
+        self.at = node.end
+        return len(self.nodes) - 1
 
-def _blocks(examples: Sequence[Example], shared: bool) -> Iterator[_Block]:
-    for example in examples:
-        if shared:
-            yield _block(example, example.completions)
-        else:
-            for completion in example.completions:
-                yield _block(example, (completion,))
-
-
-def _block(example: Example, completions: tuple[Completion, ...]) -> _Block:
-    prompt = len(example.prompt)
-    branches = tuple(len(completion.tokens) for completion in completions)
-    score_at = []
-    begin = prompt
-    for completion, length in zip(completions, branches, strict=True):
-        # token j of a branch is predicted at the place before it; the branch's first token at the prompt's last place
+    def add_completion(self, completion: Completion, parent: int | None) -> npt.NDArray[np.int64]:
+        """The places that its scored tokens are predicted at: the one before each, for the first the prompt's last."""
+        node = self.nodes[self.add(completion.tokens, parent)]
+        before = -1 if parent is None else self.nodes[parent].end - 1
         indices = completion.scored_at
-        score_at.append(np.where(indices == 0, prompt - 1, begin + indices - 1))
-        begin += length
-    return _Block(
-        tokens=np.concatenate([example.prompt, *(completion.tokens for completion in completions)]),
-        positions=np.concatenate([np.arange(prompt), *(np.arange(prompt, prompt + length) for length in branches)]),
-        score_at=np.concatenate(score_at),
-        prompt=prompt,
-        branches=branches,
-    )
+        return np.where(indices == 0, before, node.start + indices - 1)

@@ -122,11 +122,13 @@ def hidden_states(policy: Policy, batch: PackedBatch) -> Tensor:
 def _padding_mask(batch: PackedBatch) -> Tensor:
     """int64 (B, W): 1 on tokens.
 
-    Stock attention knows rows only, so each row must hold one span with one branch at its start.
+    Stock attention knows rows only, so each must hold one sequence, from its beginning on.
     """
+    width = batch.layout.width
     mask = torch.zeros_like(batch.tokens)
-    for row, span in enumerate(batch.layout.spans):
-        assert len(span.branches) == 1, "a padded row holds one completion"
-        assert span.start == row * batch.layout.width, "a padded row's span lies at its start"
-        mask[row, : span.length] = 1
+    for number, node in enumerate(batch.layout.nodes):
+        row, start = divmod(node.start, width)
+        assert (start == 0) == (node.parent is None), "a padded row holds one sequence, at its start"
+        assert node.parent in (None, number - 1), "a padded row holds one completion"
+        mask[row, start : start + node.length] = 1
     return mask

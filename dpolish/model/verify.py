@@ -51,7 +51,7 @@ def verified(
         return (
             policy,
             packing,
-            f"{name}: {_describe(packing, probe)} checked against the model's own attention on {len(probe)} rows",
+            f"{name}: {_describe(packing)} checked against the model's own attention on {len(probe)} rows",
         )
     if sharing == "on" or (sharing == "off" and policy.backend == STOCK):
         raise ModelError(
@@ -72,11 +72,9 @@ def verified(
     return plain, padded, f"{name} runs on padded rows with its own attention, slower: {finding.reason}"
 
 
-def _describe(packing: Packing, probe: Sequence[Example]) -> str:
+def _describe(packing: Packing) -> str:
     rows = "padded" if packing.token_budget is None else "packed"
-    if all(len(example.completions) == 1 for example in probe):
-        return f"{rows} rows"
-    return f"{rows} rows, prompts {'computed once per pair' if packing.shared else 'computed per answer'},"
+    return f"{rows} rows, prompts computed {'once' if packing.shared else 'for every answer'},"
 
 
 def on_stock_attention(policy: Policy) -> Policy:

@@ -10,7 +10,6 @@ from dpolish.planning.values import RunPlan
 
 _SHOWN: Mapping[str, tuple[str, ...]] = {
     "dpo": (
-        "model.prefix_sharing",
         "model.dpo.preference_loss",
         "model.dpo.ref_policy_kl_penalty",
         "model.dpo.preference_loss_weight",
@@ -20,6 +19,7 @@ _SHOWN: Mapping[str, tuple[str, ...]] = {
     "sft": ("model.loss_average", "model.data.sample"),
 }
 _SHOWN_ALWAYS = (
+    "model.prefix_sharing",
     "model.optim.lr",
     "model.optim.weight_decay",
     "model.optim.sched.name",

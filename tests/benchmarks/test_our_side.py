@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks import our_dpo, our_sft
-from benchmarks.ceiling import Need
+from benchmarks.ceiling import seen
 from benchmarks.plain import plain_loss
 from benchmarks.sides import SideResult
+from dpolish.tensors import Layout, Node
 from tests import tiny
 
 BATCH = 3
@@ -55,10 +56,12 @@ def test_dpo(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(result.step_seconds) == 2
 
 
-def test_needs_count_what_a_token_sees() -> None:
+def test_needs_count_what_a_token_sees_once() -> None:
     def causal(length: int) -> int:
         return sum(range(1, length + 1))
 
-    assert Need.of_demonstration(7, 3) == Need(7, 3, causal(7))
-    alone, pair = Need.of_demonstration(5 + 3, 3), Need.of_pair(5, 3, 4)
-    assert pair == Need(12, 7, alone.seen + causal(5 + 4) - causal(5))
+    assert seen(Layout(1, 7, (Node(0, 7, None),))) == causal(7)
+    pair = Layout(1, 12, (Node(0, 5, None), Node(5, 3, 0), Node(8, 4, 0)))
+    assert seen(pair) == causal(5 + 3) + causal(5 + 4) - causal(5)
+    deep = Layout(1, 14, (*pair.nodes, Node(12, 2, 2)))
+    assert seen(deep) == seen(pair) + causal(5 + 4 + 2) - causal(5 + 4)

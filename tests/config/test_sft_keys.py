@@ -255,6 +255,7 @@ def test_every_key_that_nemo_has_is_there_or_can_be_added() -> None:
         "model.attention_backend",
         "model.loss_average",
         "model.fsdp_cpu_offload",
+        "model.prefix_sharing",
         "model.torch_compile",
         "trainer.deterministic",
         "trainer.hang_timeout",
@@ -277,7 +278,7 @@ def test_a_name_of_dpo_says_what_sft_calls_it(override: str) -> None:
     assert fault.startswith(f"command line: `{override}`: {override.partition('=')[0].lstrip('+')}: SFT ")
 
 
-@pytest.mark.parametrize("key", ["model.dpo.ref_policy_kl_penalty", "model.prefix_sharing", "model.data.pairs"])
+@pytest.mark.parametrize("key", ["model.dpo.ref_policy_kl_penalty", "model.dpo.reference_cache", "model.data.pairs"])
 def test_what_dpo_alone_has_is_unknown(key: str) -> None:
     (fault,) = sft_faults(f"{key}=1")
     assert f"unknown key {key!r}" in fault

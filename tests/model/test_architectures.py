@@ -18,13 +18,14 @@ from dpolish.data.pack import Packing, collate
 from dpolish.errors import ModelError
 from dpolish.layout import RankLayout
 from dpolish.model import verify
+from dpolish.model.attention.geometry import Tail, tails
 from dpolish.model.logprobs import STOCK, Policy, attending, token_logprobs
 from dpolish.model.verify import on_stock_attention, verified
 from dpolish.parallel import watch
 from dpolish.parallel.mesh import Mesh
-from dpolish.tensors import Example, Span
+from dpolish.tensors import Example, Layout
 from tests import models, one_rank
-from tests.examples import random_examples
+from tests.examples import alike_examples, random_examples
 
 SHARED = Packing(shared=True, token_budget=10_000, micro_batch_size=1)
 PACKINGS = {
@@ -107,7 +108,7 @@ def test_fast_path_equals_separate_rows(
     loaded: Loaded, name: str, dtype: torch.dtype, tolerance: float, packing: str
 ) -> None:
     policy = loaded(name, dtype)
-    examples = random_examples(8)
+    examples = alike_examples(8)
     count = sum(len(completion.scored) for example in examples for completion in example.completions)
     weights = torch.from_numpy(np.random.default_rng(1).normal(size=count)).to(dtype)
     values, grads = ours(policy, examples, PACKINGS[packing], weights)
@@ -120,12 +121,12 @@ def test_fast_path_equals_separate_rows(
 def test_the_startup_check_accepts_what_is_exact(loaded: Loaded, name: str) -> None:
     policy, packing, line = verified(loaded(name, torch.float32), SHARED, random_examples(8), "on")
     assert (policy.backend, packing) == ("segments", SHARED)
-    assert "computed once per pair" in line
+    assert "prompts computed once," in line
 
 
 @pytest.mark.parametrize("name", models.OWN_ATTENTION)
 def test_what_cannot_share_prompts_runs_on_padded_rows_or_is_refused(loaded: Loaded, name: str) -> None:
-    examples = random_examples(8)
+    examples = alike_examples(8)
     with pytest.raises(ModelError, match=r"prefix_sharing=on.*prefix_sharing=auto"):
         verified(loaded(name, torch.float32), SHARED, examples, "on")
     policy, packing, line = verified(loaded(name, torch.float32), SHARED, examples, "auto")
@@ -139,7 +140,7 @@ def test_what_cannot_share_prompts_runs_on_padded_rows_or_is_refused(loaded: Loa
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(loaded: Loaded) -> None:
-    policy, examples = loaded("llama", torch.float64), random_examples(8)
+    policy, examples = loaded("llama", torch.float64), alike_examples(8)
     weights = torch.ones(sum(len(c.scored) for e in examples for c in e.completions), dtype=torch.float64)
     _, want = ours(policy, examples, SHARED, weights)
     policy.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -154,10 +155,10 @@ def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, mon
     policy = loaded("llama", torch.float32)
     if fault == "mask":  # the rejected answer sees the chosen one
 
-        def causal(span: Span, *_: object) -> Tensor:
-            return torch.ones(span.length, span.length, dtype=torch.bool).tril()
+        def causal(layout: Layout) -> tuple[Tail, ...]:
+            return tuple(replace(tail, keys=((0, sum(tail.queries)),)) for tail in tails(layout))
 
-        monkeypatch.setattr(dense, "visible", causal)
+        monkeypatch.setattr(dense, "tails", causal)
         policy = replace(policy, backend="dense")
     elif fault == "scale":
         policy = replace(policy, transform=replace(policy.transform, scale=1.01))

@@ -1,29 +1,79 @@
 """Three backends, one attention: values and gradients in float64, against visibility written out query by query."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from torch import Tensor
 
 from dpolish.errors import ConfigError
 from dpolish.model import attention
-from dpolish.model.attention import BACKENDS, Geometry, Spec, choose_backend, segments, visible
-from dpolish.tensors import Layout, Span
+from dpolish.model.attention import BACKENDS, Geometry, Spec, choose_backend, segments, tails, visible
+from dpolish.model.attention.geometry import Tail
+from dpolish.tensors import Layout, Node
 
 CPU = torch.device("cpu")
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 
+Node_ = tuple[int, int | None]
+"""(tokens, the node that it continues)."""
+
+
+def tree(*nodes: Node_, at: int = 0, first: int = 0) -> tuple[Node, ...]:
+    """Nodes one behind the other from a place on, `first` being the number of the first in its layout."""
+    starts = [at + sum(length for length, _ in nodes[:number]) for number in range(len(nodes))]
+    return tuple(
+        Node(start, length, None if parent is None else parent + first)
+        for start, (length, parent) in zip(starts, nodes, strict=True)
+    )
+
+
+def layout(rows: int, width: int, *trees: tuple[int, tuple[Node_, ...]]) -> Layout:
+    """Trees, each from a place on; inside a tree, nodes are counted from its own first."""
+    nodes: tuple[Node, ...] = ()
+    for at, members in trees:
+        nodes = (*nodes, *tree(*members, at=at, first=len(nodes)))
+    return Layout(rows, width, nodes)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Layout:
+    """One or two rows of nodes in depth-first order, with places between them that belong to none."""
+    rows, width = draw(st.integers(1, 2)), 24
+    nodes: list[Node] = []
+    for row in range(rows):
+        at = row * width + draw(st.integers(0, 2))
+        way: list[int | None] = [None]
+        while at < (row + 1) * width and draw(st.integers(0, 5)):
+            length = draw(st.integers(1, min(6, (row + 1) * width - at)))
+            depth = draw(st.integers(1, len(way)))  # continues a node on the way to the last one
+            way = [*way[:depth], len(nodes)]
+            nodes.append(Node(at, length, way[depth - 1]))
+            at += length + draw(st.integers(0, 1))
+    assume(nodes)
+    return Layout(rows, width, tuple(nodes))
+
+
+def answers(prompt: int, *lengths: int) -> tuple[Node_, ...]:
+    return ((prompt, None), *((length, 0) for length in lengths))
+
+
 LAYOUTS = {
-    "one pair": Layout(1, 18, (Span(0, 7, (5, 6)),)),
-    "packed": Layout(1, 40, (Span(0, 7, (5, 6)), Span(18, 1, (1, 1)), Span(21, 3, (9, 2)))),  # ends in padding
-    "no prompt": Layout(1, 21, (Span(0, 0, (4, 3)), Span(7, 5, (2, 7)))),
-    "one answer": Layout(1, 17, (Span(0, 6, (5,)), Span(11, 2, (4,)))),
-    "four answers": Layout(1, 24, (Span(0, 6, (5, 3, 1, 9)),)),
-    "padded rows": Layout(3, 16, (Span(0, 7, (5, 4)), Span(16, 3, (2, 1)), Span(32, 9, (6, 1)))),
-    "two in a row": Layout(2, 16, (Span(0, 3, (2, 1)), Span(6, 4, (3, 3)), Span(16, 2, (6, 1)))),
+    "one pair": layout(1, 18, (0, answers(7, 5, 6))),
+    "packed": layout(1, 40, (0, answers(7, 5, 6)), (18, answers(1, 1, 1)), (21, answers(3, 9, 2))),  # ends in padding
+    "no prompt": layout(1, 21, (0, ((4, None), (3, None))), (7, answers(5, 2, 7))),
+    "one answer": layout(1, 17, (0, answers(6, 5)), (11, answers(2, 4))),
+    "four answers": layout(1, 24, (0, answers(6, 5, 3, 1, 9))),
+    "padded rows": layout(3, 16, (0, answers(7, 5, 4)), (16, answers(3, 2, 1)), (32, answers(9, 6, 1))),
+    "two in a row": layout(2, 16, (0, answers(3, 2, 1)), (6, answers(4, 3, 3)), (16, answers(2, 6, 1))),
+    "two pairs that begin alike": layout(1, 30, (1, ((6, None), (3, 0), (4, 1), (2, 1), (2, 0), (5, 4), (4, 4)))),
+    "a prompt that another goes on from": layout(1, 26, (0, ((5, None), (4, 0), (3, 0), (2, 0), (6, 3), (5, 3)))),
+    "deep": layout(
+        1, 32, (0, ((2, None), (3, 0), (1, 1), (4, 2), (2, 2), (3, 1), (5, 5), (2, 0), (6, 7))), (28, ((3, None),))
+    ),
+    "gaps inside a tree": Layout(1, 20, (Node(1, 4, None), Node(7, 3, 0), Node(10, 2, 1), Node(14, 5, 0))),
 }
 
 
@@ -38,10 +88,10 @@ def inputs(layout: Layout, key_heads: int = KEY_HEADS) -> list[Tensor]:
 
 
 def taken(layout: Layout) -> Tensor:
-    """bool (B, W): places that belong to a span."""
+    """bool (B, W): places that belong to a node."""
     mask = torch.zeros(layout.rows * layout.width, dtype=torch.bool)
-    for span in layout.spans:
-        mask[span.start : span.start + span.length] = True
+    for node in layout.nodes:
+        mask[node.start : node.end] = True
     return mask.view(layout.rows, layout.width)
 
 
@@ -53,40 +103,64 @@ def by_definition(layout: Layout, asked: Spec, sides: list[Tensor]) -> Tensor:
     """(B, W, H, d): every query by itself, its keys chosen one by one."""
     query, key, value = sides
     out = torch.zeros_like(query.transpose(1, 2))
-    for span in layout.spans:
-        row, start = divmod(span.start, layout.width)
-        seen = _visible_by_definition(span, asked.window)
-        for place in range(span.length):
-            keys = [start + other for other in range(span.length) if seen[place][other]]
-            for head in range(HEADS):
-                side = head // (HEADS // key.shape[1])
-                scores = key[row, side, keys] @ query[row, head, start + place] * asked.scale
-                if asked.softcap is not None:
-                    scores = asked.softcap * torch.tanh(scores / asked.softcap)
-                weights = scores.exp()
-                sink = 0 if asked.sinks is None else asked.sinks[head].exp()
-                out[row, start + place, head] = weights @ value[row, side, keys] / (weights.sum() + sink)
+    seen = visible_by_definition(layout, asked.window)
+    for place, keys in seen.items():
+        row, column = divmod(place, layout.width)
+        columns = [key % layout.width for key in keys]
+        for head in range(HEADS):
+            side = head // (HEADS // key.shape[1])
+            scores = key[row, side, columns] @ query[row, head, column] * asked.scale
+            if asked.softcap is not None:
+                scores = asked.softcap * torch.tanh(scores / asked.softcap)
+            weights = scores.exp()
+            sink = 0 if asked.sinks is None else asked.sinks[head].exp()
+            out[row, column, head] = weights @ value[row, side, columns] / (weights.sum() + sink)
     return out
 
 
-def _visible_by_definition(span: Span, window: int | None) -> list[list[bool]]:
-    """Of two places: not behind, in the prompt or the same branch, and near enough where there is a window."""
-    places = [(0, position) for position in range(span.prompt)]
-    for branch, length in enumerate(span.branches, start=1):
-        places += [(branch, span.prompt + index) for index in range(length)]
-    return [
-        [
-            j <= i and theirs in (0, mine) and (window is None or position - other < window)
-            for j, (theirs, other) in enumerate(places)
-        ]
-        for i, (mine, position) in enumerate(places)
-    ]
+def visible_by_definition(layout: Layout, window: int | None) -> dict[int, list[int]]:
+    """Place → the places that it sees: those on the way from the root to it, the nearest `window` of them."""
+    ways: list[list[int]] = []
+    seen = {}
+    for node in layout.nodes:
+        way = [] if node.parent is None else list(ways[node.parent])
+        for place in range(node.start, node.end):
+            way = [*way, place]
+            seen[place] = way if window is None else way[-window:]
+        ways.append(way)
+    return seen
 
 
-@given(st.integers(0, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.none() | st.integers(1, 12))
-def test_visibility_is_the_definition(prompt: int, branches: list[int], window: int | None) -> None:
-    span = Span(0, prompt, tuple(branches))
-    assert visible(span, window, CPU).tolist() == _visible_by_definition(span, window)
+@given(trees(), st.none() | st.integers(1, 12))
+def test_tails_see_what_the_definition_says(where: Layout, window: int | None) -> None:
+    """Every place is a query once, and a tail is the end of an ordinary sequence."""
+    found = {}
+    for tail in tails(where):
+        keys = [tail.row * where.width + first + i for first, number in tail.keys for i in range(number)]
+        first, number = tail.queries
+        queries = [tail.row * where.width + place for place in range(first, first + number)]
+        assert keys[-number:] == queries
+        for query, seen in zip(queries, visible(number, len(keys), window, CPU).tolist(), strict=True):
+            assert query not in found
+            found[query] = [key for key, is_seen in zip(keys, seen, strict=True) if is_seen]
+    assert found == visible_by_definition(where, window)
+
+
+@given(trees(), st.sampled_from([None, 1, 3, 100]), st.sampled_from([2, 512]))
+@settings(deadline=None)
+def test_backends_agree_on_any_tree(where: Layout, window: int | None, chunk: int) -> None:
+    sides = inputs(where)
+    leaves = {name: [side.clone().requires_grad_() for side in sides] for name in ("segments", "dense")}
+    upstream = torch.randn(where.rows, where.width, HEADS, SIZE, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "QUERY_CHUNK", chunk)
+        values = {name: run(name, where, spec(window=window), leaves[name]) for name in leaves}
+        gradients = {name: torch.autograd.grad((values[name] * upstream).sum(), leaves[name]) for name in leaves}
+    torch.testing.assert_close(
+        values["dense"], by_definition(where, spec(window=window), sides), rtol=1e-11, atol=1e-11
+    )
+    torch.testing.assert_close(values["segments"], values["dense"], rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(gradients["segments"], gradients["dense"], rtol=1e-10, atol=1e-11)
 
 
 ASKED = {
@@ -173,9 +247,9 @@ def test_what_is_derived_from_a_layout_is_made_once_for_all_layers(monkeypatch: 
     made: list[int | None] = []
     original: Callable[..., tuple[segments.Piece, ...]] = segments.pieces_of
 
-    def counted(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[segments.Piece, ...]:
+    def counted(found: Sequence[Tail], window: int | None, dtype: torch.dtype) -> tuple[segments.Piece, ...]:
         made.append(window)
-        return original(layout, window, dtype)
+        return original(found, window, dtype)
 
     monkeypatch.setattr(segments, "pieces_of", counted)
     geometry, sides = Geometry(LAYOUTS["packed"], "segments"), inputs(LAYOUTS["packed"])

@@ -20,7 +20,7 @@ from dpolish.reference.score import missing, score
 from dpolish.tensors import Example
 from dpolish.training.step import require_reference
 from tests import one_rank
-from tests.examples import random_examples
+from tests.examples import alike_examples, random_examples
 from tests.tiny import Setup
 
 PACKINGS = {
@@ -112,7 +112,7 @@ def test_a_changed_answer_is_scored_with_the_answer_beside_it(policy: Policy, tm
 @pytest.mark.parametrize("under", PACKINGS)
 def test_scores_are_those_of_every_other_packing(policy: Policy, under: str) -> None:
     """What was scored under one packing is what training under another computes, as step 0 demands of every run."""
-    examples = random_examples(12)
+    examples = alike_examples(12)
     reference = run(policy, examples, store(None), Told(), PACKINGS[under]).logprobs
     for packing in PACKINGS.values():
         for part in packing.split(examples):
@@ -128,7 +128,7 @@ def test_stock_attention_agrees(setup: Setup) -> None:
     """The plain path of models that ours cannot serve gives the same numbers, padded row by padded row."""
     model = one_rank.load(setup.model).model.train(False)
     ours = one_rank.policy_of(model)
-    examples = random_examples(9)
+    examples = alike_examples(9)
     expected = run(ours, examples, store(None), Told()).logprobs
     plain = on_stock_attention(ours)
     assert plain.backend == STOCK

@@ -114,8 +114,6 @@ class DpoModelConfig(ModelConfig):
     """Pairs per optimizer step."""
     encoder_seq_length: int | None = None
     """Feeds model.data.seq_length."""
-    prefix_sharing: Literal["auto", "on", "off"] = field(default="auto", metadata={"booleans": ("off", "on")})
-    """Compute a pair's prompt once for both answers; auto says so where a model cannot."""
     dpo: DpoLossConfig = field(default_factory=DpoLossConfig)
     data: DpoDataConfig = field(default_factory=DpoDataConfig)
 

@@ -138,6 +138,9 @@ class ModelConfig:
     """Seed of the row order and of whatever else is random."""
     attention_backend: AttentionBackend = "auto"
     """Kernel: segments (SDPA, segment by segment), flex (FlexAttention), or dense (a full mask: slow)."""
+    prefix_sharing: Literal["auto", "on", "off"] = field(default="auto", metadata={"booleans": ("off", "on")})
+    """Compute a prompt once for all its answers, and once what the packed prompts of a micro-batch begin with alike;
+    auto says so where a model cannot."""
     activations_checkpoint_granularity: Literal["selective", "full"] | None = None
     """Recompute activations in the backward pass to save memory; both names recompute whole layers."""
     activations_checkpoint_num_layers: int | None = None

@@ -1,6 +1,6 @@
 """Attention over shared prompts: `interface` is what transformers calls, `geometry` says what may see what."""
 
-from dpolish.model.attention.geometry import Geometry, Spec, use_geometry, visible
+from dpolish.model.attention.geometry import Geometry, Spec, tails, use_geometry, visible
 from dpolish.model.attention.interface import ATTENTION_NAME, BACKENDS, attend, choose_backend, register
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "attend",
     "choose_backend",
     "register",
+    "tails",
     "use_geometry",
     "visible",
 ]

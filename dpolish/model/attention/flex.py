@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpolish.model.attention.geometry import Geometry, Spec, places
+from dpolish.model.attention.geometry import Geometry, Spec
 from dpolish.tensors import Layout
 
 
@@ -43,21 +43,34 @@ def flex(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec: Sp
 def _block_mask(layout: Layout, window: int | None, device: torch.device) -> object:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    total = layout.rows * layout.width
-    example = torch.full((total,), -1, dtype=torch.int64)
-    position = torch.zeros(total, dtype=torch.int64)
-    branch = torch.zeros(total, dtype=torch.int64)
-    for number, span in enumerate(layout.spans):
-        taken = slice(span.start, span.start + span.length)
-        example[taken] = number
-        position[taken], branch[taken] = places(span, torch.device("cpu"))
-    example, position, branch = (x.view(layout.rows, layout.width).to(device) for x in (example, position, branch))
+    node, last, position = (x.view(layout.rows, layout.width).to(device) for x in _places(layout))
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001 (its fixed signature)
-        seen = (q >= k) & (example[b, q] == example[b, k]) & ((branch[b, k] == 0) | (branch[b, k] == branch[b, q]))
+        seen = (q >= k) & (node[b, k] <= node[b, q]) & (node[b, q] <= last[b, k])
         return seen if window is None else seen & (position[b, q] - position[b, k] < window)
 
     return create_block_mask(mask, layout.rows, None, layout.width, layout.width, device=device)
+
+
+def _places(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """int64 (T,) each: a place's node, the last node that continues it, its position. Padding is a node of its own.
+
+    Depth first, the nodes n … last are node n and what continues it: places there that lie behind a key of n see it.
+    """
+    last = list(range(len(layout.nodes)))
+    for number in reversed(range(len(last))):
+        parent = layout.nodes[number].parent
+        if parent is not None:
+            last[parent] = max(last[parent], last[number])
+    places = torch.full((3, layout.rows * layout.width), len(layout.nodes), dtype=torch.int64)
+    depths: list[int] = []
+    for number, node in enumerate(layout.nodes):
+        begin = 0 if node.parent is None else depths[node.parent]
+        depths.append(begin + node.length)
+        places[0, node.start : node.end] = number
+        places[1, node.start : node.end] = last[number]
+        places[2, node.start : node.end] = torch.arange(begin, depths[-1])
+    return places[0], places[1], places[2]
 
 
 _FLEX: list[Callable[..., Any]] = []

@@ -1,6 +1,6 @@
 """What may see what in a micro-batch, and what an attention layer asks for: the values that all backends share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from dpolish.tensors import Layout, Span
+from dpolish.tensors import Layout
 
 T = TypeVar("T")
 
@@ -65,23 +65,64 @@ class Spec:
     """(H,) logits of a virtual key without value (gpt-oss)."""
 
 
-def visible(span: Span, window: int | None, device: torch.device) -> Tensor:
-    """bool (n, n): may query i of the span see key j? The definition that every backend must meet."""
-    positions, branches = places(span, device)
-    order = torch.arange(span.length, device=device)
-    seen = (order[:, None] >= order) & ((branches == 0) | (branches == branches[:, None]))
-    if window is not None:
-        seen &= positions[:, None] - positions < window
-    return seen
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of an ordinary causal sequence, whose beginning may lie elsewhere and belong to other tails too.
+
+    Nodes that lie one behind the other, each continuing the one before it, make one tail: `[prompt | chosen]` is the
+    whole of its sequence, `[rejected]` the end of one that begins with the prompt.
+    """
+
+    row: int
+    keys: tuple[tuple[int, int], ...]
+    """(first place in the row, number) of all that the last query sees, in order of position."""
+    queries: tuple[int, int]
+    """(first place in the row, number): the last of the keys."""
+
+    @property
+    def length(self) -> int:
+        """Keys: positions 0 … length - 1."""
+        return sum(number for _, number in self.keys)
+
+    @property
+    def whole(self) -> bool:
+        """Are the queries all of the sequence?"""
+        return self.length == self.queries[1]
 
 
-def places(span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
-    """int64 (n,) positions and branch numbers of a span: the prompt is branch 0."""
-    parts = [torch.arange(span.prompt), *(torch.arange(span.prompt, span.prompt + n) for n in span.branches)]
-    numbers = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
-    return torch.cat(parts).to(device), numbers.to(device)
+def tails(layout: Layout) -> tuple[Tail, ...]:
+    """The tails that a layout is made of; together they have every place of a node as a query, once."""
+    found: list[Tail] = []
+    for number, (node, way) in enumerate(zip(layout.nodes, layout.ways(), strict=True)):
+        row, start = divmod(node.start, layout.width)
+        keys = _joined([(layout.nodes[i].start % layout.width, layout.nodes[i].length) for i in way])
+        goes_on = number > 0 and node.parent == number - 1 and layout.nodes[number - 1].end == node.start
+        if goes_on:
+            begin, length = found.pop().queries
+            found.append(Tail(row, keys, (begin, length + node.length)))
+        else:
+            found.append(Tail(row, keys, (start, node.length)))
+    return tuple(found)
 
 
-def binds(window: int | None, span: Span) -> bool:
-    """Does the window hide anything within this span?"""
-    return window is not None and span.prompt + max(span.branches) > window
+def _joined(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ranges one behind the other as one."""
+    joined: list[tuple[int, int]] = []
+    for start, number in ranges:
+        if joined and sum(joined[-1]) == start:
+            start, number = joined[-1][0], joined.pop()[1] + number
+        joined.append((start, number))
+    return tuple(joined)
+
+
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """bool (queries, keys): may a query, one of the last positions of a sequence, see a key? It is as in any other."""
+    positions = torch.arange(keys, device=device)
+    behind = positions[keys - queries :, None] - positions
+    seen = behind >= 0
+    return seen if window is None else seen & (behind < window)
+
+
+def binds(window: int | None, tail: Tail) -> bool:
+    """Does the window hide anything from a tail?"""
+    return window is not None and tail.length > window

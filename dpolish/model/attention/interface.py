@@ -1,16 +1,17 @@
-"""Attention over spans `[prompt | branch | branch …]`, as a Hugging Face attention function on unmodified models.
+"""Attention over a tree of prompts and answers, as a Hugging Face attention function on unmodified models.
 
-    keys        p p p | c c c | r r
-    query p       causal
-    query c     sees p, and c causally
-    query r     sees p, and r causally; not c, although c stands before it
+    keys        s s | p p p | c c c | r r | q q | c c c
+    query p     sees s, and p causally
+    query c     sees s and its p, and c causally
+    query r     sees s and its p, and r causally; not c, although c stands before it
+    query q     sees s, and q causally; nothing of the first pair, although all of it stands before it
 
-A key is visible to a query when it is not behind it, and lies in the prompt or in the query's own branch; with a
-sliding window, when it is also fewer than `window` *positions* away (branches restart at the prompt's end, so places
-will not do).
+A key is visible to a query when it is not behind it, and lies in the query's node or in one that this continues; with a
+sliding window, when it is also fewer than `window` *positions* away (a node's positions go on where its parent's end,
+so places will not do).
 
-Three backends compute the same thing: `segments` (flash kernels on contiguous pieces of a span, no mask over the
-whole row, CPU), `flex` (FlexAttention with a block mask, CUDA) and `dense` (plain matrix products with an explicit
+Three backends compute the same thing: `segments` (flash kernels on contiguous pieces of a row, no mask over the
+whole of it, CPU), `flex` (FlexAttention with a block mask, CUDA) and `dense` (plain matrix products with an explicit
 mask: the oracle, and the only one with soft-capping or attention sinks on a CPU).
 """
 

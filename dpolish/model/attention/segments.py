@@ -1,19 +1,19 @@
-"""The CPU's flash kernels on contiguous pieces of a span, without a mask over the whole row.
+"""The CPU's flash kernels on the tails of a layout, without a mask over the whole row.
 
-One call for `[prompt | first branch]`, causal; one for each further branch against `[prompt | branch]`, with a mask
-that is the corner of a larger one.
+One causal call for `[prompt | chosen]`; one for `[rejected]` against `[prompt | rejected]`, with a mask that is the
+corner of a larger one. So it goes for all that continues what others continue too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from dpolish.model.attention.dense import dense
-from dpolish.model.attention.geometry import Geometry, Spec, binds, visible
-from dpolish.tensors import Layout, Span
+from dpolish.model.attention.geometry import Geometry, Spec, Tail, binds, tails, visible
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -29,34 +29,28 @@ class Piece:
     queries: tuple[int, int]
     """(first place, number)."""
     keys: tuple[tuple[int, int], ...]
-    """(first place, number), one or two: the prompt, and the branch up to the last query."""
+    """(first place, number), in order of position, up to the last query."""
     mask: Tensor | None
     """Additive (queries, keys) in the queries' dtype; None is plain causal, the keys being the queries' places."""
 
 
-def pieces_of(layout: Layout, window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
-    """The calls that cover a layout: `[prompt | first branch]` causal, further branches against `[prompt | branch]`.
-
-    Where a window binds, chunks of queries against the span up to them, masked.
-    """
+def pieces_of(found: Sequence[Tail], window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
+    """The calls that cover a layout's tails: whole sequences causal, ends of others in chunks of queries, masked."""
     pieces: list[Piece] = []
-    widest = max((span.prompt + max(span.branches) for span in layout.spans), default=0)
-    corner = _causal_corner(widest, dtype)
-    for span in layout.spans:
-        row, start = divmod(span.start, layout.width)
-        if binds(window, span):
-            pieces.extend(_windowed(span, row, start, window, dtype))
+    corner = _causal_corner(max((tail.length for tail in found), default=0), dtype)
+    for tail in found:
+        if tail.whole and not binds(window, tail):
+            pieces.append(Piece(tail.row, tail.queries, tail.keys, None))
             continue
-        trunk = (start, span.prompt + span.branches[0])
-        pieces.append(Piece(row, trunk, (trunk,), None))
-        begin = start + trunk[1]
-        for length in span.branches[1:]:
-            for first in range(0, length, QUERY_CHUNK):
-                last = min(first + QUERY_CHUNK, length)
-                prompt = ((start, span.prompt),) if span.prompt else ()
-                mask = corner[-(last - first) :, -(span.prompt + last) :]
-                pieces.append(Piece(row, (begin + first, last - first), (*prompt, (begin, last)), mask))
-            begin += length
+        begin, number = tail.queries
+        *before, (first_key, _) = tail.keys
+        for first in range(0, number, QUERY_CHUNK):
+            count = min(QUERY_CHUNK, number - first)
+            end = begin + first + count  # keys behind the chunk are not looked at
+            seen = tail.length - number + first + count
+            mask = _banded(count, seen, window, dtype) if binds(window, tail) else corner[-count:, -seen:]
+            keys = (*before, (first_key, end - first_key))
+            pieces.append(Piece(tail.row, (begin + first, count), keys, mask))
     return tuple(pieces)
 
 
@@ -68,13 +62,10 @@ def _causal_corner(num_keys: int, dtype: torch.dtype) -> Tensor:
     return mask
 
 
-def _windowed(span: Span, row: int, start: int, window: int | None, dtype: torch.dtype) -> Iterator[Piece]:
-    seen = visible(span, window, torch.device("cpu"))
-    for first in range(0, span.length, QUERY_CHUNK):
-        last = min(first + QUERY_CHUNK, span.length)
-        hidden = ~seen[first:last, :last]
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        yield Piece(row, (start + first, last - first), ((start, last),), mask)
+def _banded(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(queries, keys) additive mask of a window."""
+    hidden = ~visible(queries, keys, window, torch.device("cpu"))
+    return torch.zeros(queries, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -144,8 +135,8 @@ def segments(geometry: Geometry, query: Tensor, key: Tensor, value: Tensor, spec
     """(B, W, H, d). Soft-caps and sinks, which the flash kernels lack, go to `dense`."""
     if spec.softcap is not None or spec.sinks is not None:
         return dense(geometry, query, key, value, spec)
-    layout = geometry.layout
-    window = spec.window if any(binds(spec.window, span) for span in layout.spans) else None
-    pieces = geometry.derive((window, query.dtype), lambda: pieces_of(layout, window, query.dtype))
+    found = geometry.derive("tails", partial(tails, geometry.layout))
+    window = spec.window if any(binds(spec.window, tail) for tail in found) else None
+    pieces = geometry.derive((window, query.dtype), partial(pieces_of, found, window, query.dtype))
     out: Tensor = _SegmentAttention.apply(query, key, value, pieces, spec.scale)  # type: ignore[no-untyped-call]
     return out
