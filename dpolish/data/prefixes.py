@@ -1,4 +1,4 @@
-"""What the prompts of a micro-batch begin with alike: a tree, in which every token stands once.
+"""What the prompts of a micro-batch begin with alike: a tree, in which every token stands once. No torch here.
 
 prompts     a b c d e     a b c d f g     a b c     x y
 runs        a b c | d | e | f g | x y            each after the one that it continues, as a prefix tree (trie)
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from dpolish.tensors import TokenIds
+TokenIds = npt.NDArray[np.int32]
 
 LEAST_SHARED = 8
 """Prompts that begin alike with fewer tokens stay apart: one more range of keys in attention costs as much."""
@@ -52,6 +53,11 @@ class PrefixTree:
     def separate(prompts: Sequence[TokenIds]) -> "PrefixTree":
         """Every prompt by itself, in the given order."""
         return _grown(prompts, range(len(prompts)), [0] * len(prompts))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all prompts, what is shared once."""
+        return sum(len(run.tokens) for run in self.runs)
 
     def way(self, prompt: int) -> list[int]:
         """The runs of a prompt, from its beginning to its end."""

@@ -157,7 +157,10 @@ def _savings(statistics: Statistics) -> Iterator[Line]:
         return
     yield "", ""
     yield "bold", "Tokens to compute"
-    for name, count in (("padded", savings.padded), ("packed", savings.packed), ("prompts shared", savings.shared)):
+    counts = {"padded": savings.padded, "packed": savings.packed, "prompts shared": savings.shared}
+    if savings.alike < savings.shared:
+        counts["beginnings too"] = savings.alike
+    for name, count in counts.items():
         saved = f"  {1 - count / savings.padded:.0%} less" if count < savings.padded else ""
         yield "", f"  {name:16}{count:>16,}{saved}"
 

@@ -11,6 +11,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dpolish.data.prefixes import PrefixTree, TokenIds
+
+ALIKE_ROWS = 64
+"""Rows that are taken for a batch: NeMo-Aligner's default in DPO."""
+
 LIMITS = (512, 1024, 2048, 4096, 8192)
 """Sequence lengths that the truncation table has."""
 
@@ -132,7 +137,9 @@ class Savings:
     packed: int
     """Each answer with its prompt, without padding."""
     shared: int
-    """The prompt once for both answers, without padding: what dpolish computes."""
+    """The prompt once for both answers, without padding."""
+    alike: int
+    """Besides, what prompts begin with alike once in every ALIKE_ROWS rows: about what dpolish computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +172,8 @@ class TokenLengths:
 
     parts: tuple[int, ...]
     """Tokens of each part that statistics are kept of."""
-    prompt: int
-    """Tokens that all branches share."""
+    prompt: TokenIds
+    """The tokens that all answers share."""
     wholes: tuple[int, ...]
     """Tokens of the prompt with each answer."""
     starts: tuple[int, ...]
@@ -182,6 +189,8 @@ class Measures:
         self._margins = array("d")
         self._truncation = {limit: [0, 0, 0, 0] for limit in LIMITS}
         self._savings = [0, 0, 0]
+        self._prompts: list[TokenIds] = []
+        self._alike = 0
 
     def add(self, lengths: Sequence[int], rewards: tuple[float, float] | None) -> None:
         """Take one record in: the length of each part, and the two rewards where it has them."""
@@ -201,7 +210,20 @@ class Measures:
                 counts[3] += any(start >= limit for start in tokens.starts)
         self._savings[0] += longest * len(tokens.wholes)
         self._savings[1] += whole
-        self._savings[2] += whole - tokens.prompt * (len(tokens.wholes) - 1)
+        self._savings[2] += whole - len(tokens.prompt) * (len(tokens.wholes) - 1)
+        self._prompts.append(tokens.prompt)
+        if len(self._prompts) == ALIKE_ROWS:
+            self._meet()
+
+    def _saved(self) -> Savings:
+        self._meet()
+        padded, packed, shared = self._savings
+        return Savings(padded, packed, shared, shared - self._alike)
+
+    def _meet(self) -> None:
+        """Count what the prompts in hand have in common, as if they were a batch."""
+        self._alike += sum(map(len, self._prompts)) - PrefixTree.of(self._prompts).num_tokens
+        self._prompts = []
 
     def statistics(self) -> Statistics:
         """The numbers, once all records have been taken in."""
@@ -216,5 +238,5 @@ class Measures:
             bias,
             Margins(Spread.of(margins), int((margins < 0).sum()), int((margins == 0).sum())) if len(margins) else None,
             tuple(Truncation(limit, *counts) for limit, counts in self._truncation.items()) if tokens else (),
-            Savings(*self._savings) if tokens else None,
+            self._saved() if tokens else None,
         )

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from dpolish.data.check.ends import MISSING_END, lacks_end
 from dpolish.data.check.findings import Check, Severity, declare
 from dpolish.data.check.record import Record
@@ -213,7 +215,9 @@ def token_lengths(tokens: Tokens) -> TokenLengths:
     """The sizes of a tokenised record."""
     if isinstance(tokens, TokenConversation):
         first = next((index for index, trained in enumerate(tokens.trained) if trained), len(tokens.tokens))
-        return TokenLengths((first, sum(tokens.trained)), first, (tokens.longest,), (first,))
+        prompt = np.array(tokens.tokens[:first], dtype=np.int32)
+        return TokenLengths((first, sum(tokens.trained)), prompt, (tokens.longest,), (first,))
     shared = min(tokens.starts)
     wholes = (len(tokens.answers[0]), len(tokens.answers[1]))
-    return TokenLengths((shared, wholes[0] - shared, wholes[1] - shared), shared, wholes, tokens.starts)
+    prompt = np.array(tokens.answers[0][:shared], dtype=np.int32)
+    return TokenLengths((shared, wholes[0] - shared, wholes[1] - shared), prompt, wholes, tokens.starts)

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpolish.data.check.statistics import LIMITS, LengthBias, Lengths, Measures, TokenLengths
+from dpolish.data.check.statistics import (
+    ALIKE_ROWS,
+    LIMITS,
+    LengthBias,
+    Lengths,
+    Measures,
+    TokenLengths,
+)
 
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=30)
 
@@ -41,7 +48,7 @@ def test_truncation_and_savings(content: list[tuple[int, int, int]]) -> None:
     for prompt, chosen, rejected in content:
         wholes, starts = (prompt + chosen, prompt + rejected), (prompt, prompt)
         measures.add((prompt, chosen, rejected), None)
-        measures.add_tokens(TokenLengths((prompt, chosen, rejected), prompt, wholes, starts))
+        measures.add_tokens(TokenLengths((prompt, chosen, rejected), np.arange(prompt, dtype=np.int32), wholes, starts))
     found = measures.statistics()
     assert found.savings is not None
     assert found.savings.padded == sum(2 * (p + max(c, r)) for p, c, r in content)
@@ -69,3 +76,23 @@ def test_nothing_measured_is_nothing_said() -> None:
     found = Measures("tokens", ("prompt", "chosen", "rejected")).statistics()
     assert (found.lengths, found.length_bias, found.margins) == ({}, None, None)
     assert found.to_json()["length_bias"] is None
+
+
+def test_savings_count_what_the_prompts_of_every_batch_begin_with() -> None:
+    """Two system prompts of 20 tokens, one of them continued; a batch knows nothing of the one before it."""
+    measures = Measures("tokens", ("prompt", "chosen", "rejected"))
+    heads = [np.arange(20), np.arange(20), np.concatenate([np.arange(20), [7, 8]]), np.arange(100, 120)]
+    for row in range(2 * ALIKE_ROWS):
+        prompt = np.append(heads[row % 4], 1000 + row).astype(np.int32)
+        sizes = len(prompt), 2, 3
+        measures.add(sizes, None)
+        measures.add_tokens(TokenLengths(sizes, prompt, (len(prompt) + 2, len(prompt) + 3), (len(prompt),) * 2))
+    savings = measures.statistics().savings
+    assert savings is not None
+    assert savings.shared - savings.alike == 2 * sum(
+        (  # of 64 rows 48 begin with one head, 16 of these with two tokens more, and 16 with the other head
+            47 * 20,
+            15 * 2,
+            15 * 20,
+        )
+    )
