@@ -88,29 +88,31 @@ class Packing:
 class Sizes:
     """Tokens of examples, some of which count once for all that lie together."""
 
-    own: tuple[int, ...]
-    """For each example the tokens that it shares with no other."""
+    alone: tuple[int, ...]
+    """Tokens of each example by itself."""
     common: tuple[list[int], ...]
     """For each example the runs that it shares with others."""
     runs: npt.NDArray[np.int64]
     """Tokens of every run."""
+    own: tuple[int, ...]
+    """For each example the tokens that it shares with no other."""
 
     @staticmethod
     def of(alone: Sequence[int], tree: PrefixTree | None = None) -> "Sizes":
         """From the tokens of each example by itself, and what their prompts have in common."""
         if tree is None:
-            return Sizes(tuple(alone), tuple([] for _ in alone), np.zeros(0, dtype=np.int64))
-        ways = [list(tree.way(prompt)) for prompt in range(len(alone))]
+            return Sizes(tuple(alone), tuple([] for _ in alone), np.zeros(0, dtype=np.int64), tuple(alone))
+        ways = [tree.way(prompt) for prompt in range(len(alone))]
         uses = Counter(run for way in ways for run in way)
         runs = np.array([len(run.tokens) for run in tree.runs], dtype=np.int64)
         common = tuple([run for run in way if uses[run] > 1] for way in ways)
         own = (size - int(runs[way].sum()) for size, way in zip(alone, common, strict=True))
-        return Sizes(tuple(own), common, runs)
+        return Sizes(tuple(alone), common, runs, tuple(own))
 
     @property
     def by_size(self) -> list[int]:
         """Examples, those that are largest by themselves first."""
-        return sorted(range(len(self.own)), key=lambda index: (-self.together([index]), index))
+        return sorted(range(len(self.alone)), key=lambda index: (-self.alone[index], index))
 
     def together(self, members: Sequence[int]) -> int:
         """Tokens of some examples in one place."""
@@ -170,7 +172,7 @@ def fill(sizes: Sizes, budget: int, at_least: int = 0) -> list[list[int]]:
     and memory. Where the even deal would overflow a bin, or keeps apart too much that is shared, the first-fit one
     stands.
     """
-    count = len(sizes.own)
+    count = len(sizes.alone)
     first_fit = _first_fit(sizes, budget)
     dealt = even(sizes, max(len(first_fit), min(at_least, count)))
     loads = [sizes.together(members) for members in dealt]
@@ -185,7 +187,7 @@ def fill(sizes: Sizes, budget: int, at_least: int = 0) -> list[list[int]]:
 
 
 def _first_fit(sizes: Sizes, budget: int) -> list[list[int]]:
-    bins = _Bins(sizes, len(sizes.own))
+    bins = _Bins(sizes, len(sizes.alone))
     opened = 0
     for index in sizes.by_size:
         loads = bins.loads_with(index, opened + 1)
@@ -209,9 +211,9 @@ def collate(
         for answers in ([example.completions] if packing.shared else [(one,) for one in example.completions])
     ]
     tree = packing.tree([prompt for prompt, _ in sequences])
-    lengths = [len(prompt) + sum(len(one.tokens) for one in answers) for prompt, answers in sequences]
+    lengths = [(len(prompt), sum(len(one.tokens) for one in answers)) for prompt, answers in sequences]
     packed = packing.token_budget is not None
-    width = Sizes.of(lengths, tree).together(range(len(sequences))) if packed else max(lengths)
+    width = tree.num_tokens + sum(length for _, length in lengths) if packed else max(map(sum, lengths))
     width += -width % packing.multiple_of
     places = _Places(1 if packed else len(sequences), width)
     nodes: dict[int, int] = {}  # run of the tree → its node

@@ -13,7 +13,7 @@ import numpy.typing as npt
 TokenIds = npt.NDArray[np.int32]
 
 LEAST_SHARED = 8
-"""Prompts that begin alike with fewer tokens stay apart: one more range of keys in attention costs as much."""
+"""Prompts that begin alike with fewer tokens stay apart: these are not worth another range of keys in attention."""
 
 
 @dataclass(frozen=True, slots=True)

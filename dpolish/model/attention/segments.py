@@ -4,7 +4,7 @@ One causal call for `[prompt | chosen]`; one for `[rejected]` against `[prompt |
 corner of a larger one. So it goes for all that continues what others continue too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,41 +17,49 @@ from dpolish.model.attention.geometry import Geometry, Spec, Tail, binds, tails,
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-QUERY_CHUNK = 512
+QUERY_CHUNK = 256
 """Queries of one masked call: bounds the mask, and skips the keys behind the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One kernel call: a range of queries of a row against ranges of its keys, causal or by `mask`."""
+class Call:
+    """One kernel call: some queries of a tail against some of its keys, causal or by `mask`."""
 
-    row: int
     queries: tuple[int, int]
-    """(first place, number)."""
-    keys: tuple[tuple[int, int], ...]
-    """(first place, number), in order of position, up to the last query."""
+    """(first place in the row, number)."""
+    keys: tuple[int, int]
+    """(first, number) among the tail's keys, up to the last query."""
     mask: Tensor | None
-    """Additive (queries, keys) in the queries' dtype; None is plain causal, the keys being the queries' places."""
+    """Additive (queries, keys) in the queries' dtype; None is plain causal, the keys being those of the queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tail, and the calls that cover its queries."""
+
+    tail: Tail
+    calls: tuple[Call, ...]
 
 
 def pieces_of(found: Sequence[Tail], window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
     """The calls that cover a layout's tails: whole sequences causal, ends of others in chunks of queries, masked."""
-    pieces: list[Piece] = []
     corner = _causal_corner(max((tail.length for tail in found), default=0), dtype)
-    for tail in found:
+
+    def calls(tail: Tail) -> Iterator[Call]:
         if tail.whole and not binds(window, tail):
-            pieces.append(Piece(tail.row, tail.queries, tail.keys, None))
-            continue
-        begin, number = tail.queries
-        *before, (first_key, _) = tail.keys
+            yield Call(tail.queries, (0, tail.length), None)
+            return
+        place, number = tail.queries
         for first in range(0, number, QUERY_CHUNK):
             count = min(QUERY_CHUNK, number - first)
-            end = begin + first + count  # keys behind the chunk are not looked at
-            seen = tail.length - number + first + count
-            mask = _banded(count, seen, window, dtype) if binds(window, tail) else corner[-count:, -seen:]
-            keys = (*before, (first_key, end - first_key))
-            pieces.append(Piece(tail.row, (begin + first, count), keys, mask))
-    return tuple(pieces)
+            end = tail.length - number + first + count  # keys behind the chunk are not looked at
+            if window is None or not binds(window, tail):
+                yield Call((place + first, count), (0, end), corner[-count:, -end:])
+            else:  # nor are those that its first query is too far from
+                begin = max(0, end - count - window + 1)
+                yield Call((place + first, count), (begin, end - begin), _banded(count, end - begin, window, dtype))
+
+    return tuple(Piece(tail, tuple(calls(tail))) for tail in found)
 
 
 def _causal_corner(num_keys: int, dtype: torch.dtype) -> Tensor:
@@ -62,7 +70,7 @@ def _causal_corner(num_keys: int, dtype: torch.dtype) -> Tensor:
     return mask
 
 
-def _banded(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _banded(queries: int, keys: int, window: int, dtype: torch.dtype) -> Tensor:
     """(queries, keys) additive mask of a window."""
     hidden = ~visible(queries, keys, window, torch.device("cpu"))
     return torch.zeros(queries, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
@@ -79,10 +87,14 @@ class _SegmentAttention(torch.autograd.Function):
         out = query.new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
         sums: list[Tensor] = []
         for piece in pieces:
-            q, k, v = _queries(query, piece), _keys(key, piece), _keys(value, piece)
-            part, logsumexp = _FLASH(q, k, v, 0.0, piece.mask is None, attn_mask=piece.mask, scale=scale)
-            _queries(out, piece).copy_(part)
-            sums.append(logsumexp)
+            q, o = (_row(side, piece.tail) for side in (query, out))
+            k, v = (_keys(side, piece.tail) for side in (key, value))
+            for call in piece.calls:
+                seen = k.narrow(2, *call.keys), v.narrow(2, *call.keys)
+                causal, mask = call.mask is None, call.mask
+                part, logsumexp = _FLASH(q.narrow(2, *call.queries), *seen, 0.0, causal, attn_mask=mask, scale=scale)
+                o.narrow(2, *call.queries).copy_(part)
+                sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.pieces, ctx.scale = pieces, scale  # type: ignore[attr-defined]
         return out.transpose(1, 2)
@@ -92,42 +104,43 @@ class _SegmentAttention(torch.autograd.Function):
         """Gradients of query, key and value."""
         query, key, value, out, *sums = ctx.saved_tensors  # type: ignore[attr-defined]
         pieces, scale = ctx.pieces, ctx.scale  # type: ignore[attr-defined]
-        grad_out = grads[0].transpose(1, 2)
         dq, dk, dv = (side.new_zeros(side.transpose(1, 2).shape).transpose(1, 2) for side in (query, key, value))
-        for piece, logsumexp in zip(pieces, sums, strict=True):
-            sides = (_queries(query, piece), _keys(key, piece), _keys(value, piece), _queries(out, piece))
-            causal, mask = piece.mask is None, piece.mask
-            part_q, part_k, part_v = _FLASH_BACKWARD(
-                _queries(grad_out, piece), *sides, logsumexp, 0.0, causal, attn_mask=mask, scale=scale
-            )
-            _queries(dq, piece).copy_(part_q)  # each query is in one piece; keys are in several
-            _add_to_keys(dk, part_k, piece)
-            _add_to_keys(dv, part_v, piece)
+        logsumexps = iter(sums)
+        for piece in pieces:
+            q, o, do, to = (_row(side, piece.tail) for side in (query, out, grads[0].transpose(1, 2), dq))
+            k, v = (_keys(side, piece.tail) for side in (key, value))
+            for call in piece.calls:
+                at, seen = call.queries, (k.narrow(2, *call.keys), v.narrow(2, *call.keys))
+                sides = (do.narrow(2, *at), q.narrow(2, *at), *seen, o.narrow(2, *at))
+                causal, mask = call.mask is None, call.mask
+                part_q, part_k, part_v = _FLASH_BACKWARD(
+                    *sides, next(logsumexps), 0.0, causal, attn_mask=mask, scale=scale
+                )
+                to.narrow(2, *at).copy_(part_q)  # each query is in one call; keys are in several
+                _add_to_keys(dk, part_k, piece.tail, call.keys[0])
+                _add_to_keys(dv, part_v, piece.tail, call.keys[0])
         return dq, dk, dv, None, None
 
 
-def _row(side: Tensor, piece: Piece) -> Tensor:
-    """(1, heads, W, d) view of a (B, heads, W, d): the piece's row. A packed batch has one, and hundreds of pieces."""
-    return side if side.shape[0] == 1 else side.narrow(0, piece.row, 1)
+def _row(side: Tensor, tail: Tail) -> Tensor:
+    """(1, heads, W, d) view of a (B, heads, W, d): the tail's row. A packed batch has one, and hundreds of tails."""
+    return side if side.shape[0] == 1 else side.narrow(0, tail.row, 1)
 
 
-def _queries(side: Tensor, piece: Piece) -> Tensor:
-    """(1, H, n, d) view of a (B, H, W, d): the places of the piece's queries."""
-    return _row(side, piece).narrow(2, *piece.queries)
-
-
-def _keys(side: Tensor, piece: Piece) -> Tensor:
-    """(1, K, n, d) of a (B, K, W, d): the places of the piece's keys, a view where they are one range."""
-    row = _row(side, piece)
-    parts = [row.narrow(2, *part) for part in piece.keys]
+def _keys(side: Tensor, tail: Tail) -> Tensor:
+    """(1, K, n, d) of a (B, K, W, d): the places of the tail's keys, a view where they are one range."""
+    row = _row(side, tail)
+    parts = [row.narrow(2, *part) for part in tail.keys]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _add_to_keys(side: Tensor, part: Tensor, piece: Piece) -> None:
-    """Add a (1, K, n, d) gradient to the places that `_keys` took it from."""
-    row, at = _row(side, piece), 0
-    for start, number in piece.keys:
-        row.narrow(2, start, number).add_(part.narrow(2, at, number) if len(piece.keys) > 1 else part)
+def _add_to_keys(side: Tensor, part: Tensor, tail: Tail, first: int) -> None:
+    """Add a (1, K, n, d) gradient to the places of the tail's keys from the given one on."""
+    row, at = _row(side, tail), -first  # where a range of keys begins in `part`
+    for start, number in tail.keys:
+        begin, end = max(at, 0), min(at + number, part.shape[2])
+        if begin < end:
+            row.narrow(2, start + begin - at, end - begin).add_(part.narrow(2, begin, end - begin))
         at += number
 
 
