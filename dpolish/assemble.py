@@ -29,6 +29,7 @@ from dpolish.data.ingest import Ingested, ingest, split_rows
 from dpolish.data.kinds import Demonstrations, Pairs, Record
 from dpolish.data.loader import Loader, Sources, trained_rows
 from dpolish.data.pack import Packing
+from dpolish.data.prefixes import tokens_alike
 from dpolish.data.summary import DataSummary
 from dpolish.data.templates import ChatTemplate, choose_template, load_template
 from dpolish.data.templates.agreement import Rendering
@@ -299,6 +300,7 @@ def data_facts(part: Ingested) -> DataFacts:
         tokens=sum(example.num_tokens for example in part.examples),
         padded_tokens=sum(example.num_padded_tokens for example in part.examples),
         largest=max(example.num_tokens for example in part.examples),
+        alike=tokens_alike([example.prompt for example in part.examples]),
     )
 
 

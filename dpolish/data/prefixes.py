@@ -15,6 +15,9 @@ TokenIds = npt.NDArray[np.int32]
 LEAST_SHARED = 8
 """Prompts that begin alike with fewer tokens stay apart: these are not worth another range of keys in attention."""
 
+ALIKE_ROWS = 64
+"""Rows that are taken for a batch where none is known: NeMo-Aligner's default in DPO."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -67,6 +70,12 @@ class PrefixTree:
             way.append(run)
             run = self.runs[run].parent
         return way[::-1]
+
+
+def tokens_alike(prompts: Sequence[TokenIds]) -> int:
+    """How many tokens are saved where batches of ALIKE_ROWS, in the given order, compute them once."""
+    batches = (prompts[first : first + ALIKE_ROWS] for first in range(0, len(prompts), ALIKE_ROWS))
+    return sum(sum(map(len, batch)) - PrefixTree.of(batch).num_tokens for batch in batches)
 
 
 def _alike(one: TokenIds, other: TokenIds) -> int:

@@ -34,7 +34,7 @@ class Outlook:
     @property
     def tokens(self) -> float:
         """Tokens of a mean global batch."""
-        whole = self.train.tokens if self.config.model.data.packing else self.train.padded_tokens
+        whole = self.train.packed_tokens if self.config.model.data.packing else self.train.padded_tokens
         return min(self.plan.global_batch_size, self.plan.rows) * whole / max(self.train.rows, 1)
 
     @property

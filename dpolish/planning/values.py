@@ -17,15 +17,22 @@ class DataFacts:
     """Tokens of all rows as padded sequences, two for a pair."""
     largest: int
     """Tokens of the largest row: prompt and all its answers."""
+    alike: int = 0
+    """How many of the tokens another prompt of the same batch begins with too; about."""
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens to compute in packed rows: what prompts begin with alike once."""
+        return self.tokens - self.alike
 
     @property
     def scored_share(self) -> float:
-        """About how many of the tokens are scored: the answers of pairs, and of demonstrations at most all.
+        """About how many of the packed tokens are scored: the answers of pairs, and of demonstrations at most all.
 
         Two padded sequences hold a pair's prompt and its longer answer twice, so what they are short of twice the
         tokens are the answers, taken as equally long.
         """
-        return min(max(2 - self.padded_tokens / max(self.tokens, 1), 0.0), 1.0)
+        return min(max(2 * self.tokens - self.padded_tokens, 0) / max(self.packed_tokens, 1), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

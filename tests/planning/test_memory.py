@@ -96,6 +96,12 @@ def test_scored_tokens_of_pairs(prompt: int, chosen: int, rejected: int, share: 
     assert DataFacts(1, tokens, padded, tokens).scored_share == pytest.approx(share)
 
 
+def test_what_prompts_begin_with_alike_is_computed_once_and_answers_are_not() -> None:
+    facts = DataFacts(2, 400, 600, 200, alike=80)
+    assert facts.packed_tokens == 320
+    assert facts.scored_share == pytest.approx(200 / 320)
+
+
 def test_demonstrations_may_be_scored_everywhere() -> None:
     assert DataFacts(2, 300, 300, 200).scored_share == 1.0
 

@@ -11,10 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpolish.data.prefixes import PrefixTree, TokenIds
-
-ALIKE_ROWS = 64
-"""Rows that are taken for a batch: NeMo-Aligner's default in DPO."""
+from dpolish.data.prefixes import ALIKE_ROWS, TokenIds, tokens_alike
 
 LIMITS = (512, 1024, 2048, 4096, 8192)
 """Sequence lengths that the truncation table has."""
@@ -221,8 +218,8 @@ class Measures:
         return Savings(padded, packed, shared, shared - self._alike)
 
     def _meet(self) -> None:
-        """Count what the prompts in hand have in common, as if they were a batch."""
-        self._alike += sum(map(len, self._prompts)) - PrefixTree.of(self._prompts).num_tokens
+        """Count what the prompts in hand have in common."""
+        self._alike += tokens_alike(self._prompts)
         self._prompts = []
 
     def statistics(self) -> Statistics:

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpolish.data.check.statistics import (
-    ALIKE_ROWS,
     LIMITS,
     LengthBias,
     Lengths,
     Measures,
     TokenLengths,
 )
+from dpolish.data.prefixes import ALIKE_ROWS
 
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=30)
 
