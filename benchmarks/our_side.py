@@ -48,7 +48,7 @@ def prepare_ids(
     train = Ingested(tuple(examples), where, sources, count, DataSummary((), {}, {}, (), count(examples)))
     backend = choose_backend(config.model.attention_backend, CPU, composed.forbidden_attention)
     seq_length = sequence_length(composed, model)
-    plan = make_plan(config, model, data_facts(train), None, Machine("cpu", available_memory(CPU)), seq_length)
+    plan = make_plan(config, model, data_facts(train, config), None, Machine("cpu", available_memory(CPU)), seq_length)
     packing = Packing(config.model.prefix_sharing != "off", plan.tokens_per_micro_batch, config.model.micro_batch_size)
     return Prepared(
         composed=composed,

@@ -108,7 +108,7 @@ def plan(composed: Composed[RunConfig], *, gpu: str | None = None) -> list[str]:
     prepared = _prepared(composed, target.world, _unsaid)
     require_tensor_plan(prepared.model.folder, composed.config.model.tensor_model_parallel_size)
     machine = replace(target.machine, memory=prepared.plan.available_memory)
-    rows = data_facts(prepared.train)
+    rows = data_facts(prepared.train, composed.config)
     outlook = Outlook(prepared.plan, composed.config, prepared.model, rows, machine, target.gpu)
     reference = _reference_lines(prepared) if composed.config.verb == "dpo" else ()
     return [*_told(prepared), *_numbers(composed, outlook, prepared.backend), *reference]

@@ -131,7 +131,7 @@ def prepare(composed: Composed[RunConfig], world: World = ALONE, say: Say = prin
     )
     for part in filter(None, (train, validation)):
         check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
-    facts = [None if part is None else data_facts(part) for part in (train, validation)]
+    facts = [None if part is None else data_facts(part, config) for part in (train, validation)]
     assert facts[0] is not None
     require_same_data(train, validation)
     machine = Machine(device.type, available_memory(device, world), world.num_nodes, world.local_size)
@@ -293,14 +293,17 @@ def _with_summaries(train: Ingested, validation: Ingested | None) -> Data:
     return train, validation, summaries
 
 
-def data_facts(part: Ingested) -> DataFacts:
+def data_facts(part: Ingested, config: RunConfig) -> DataFacts:
     """The sizes of one split that the plan needs."""
+    shares = config.model.data.packing and config.model.prefix_sharing != "off"
+    order = np.random.default_rng(config.model.seed).permutation(len(part.examples))  # about as training meets them
+    prompts = [part.examples[row].prompt for row in order] if shares else []
     return DataFacts(
         rows=len(part.examples),
         tokens=sum(example.num_tokens for example in part.examples),
         padded_tokens=sum(example.num_padded_tokens for example in part.examples),
         largest=max(example.num_tokens for example in part.examples),
-        alike=tokens_alike([example.prompt for example in part.examples]),
+        alike=tokens_alike(prompts, config.model.global_batch_size),
     )
 
 

@@ -210,7 +210,9 @@ def _given_rows(config: RunConfig, model: ModelFacts, seq_length: int) -> Rows:
     for part in filter(None, (train, validation)):
         check_vocabulary(part.examples, part.where, model.vocabulary_size, tokenizer)
     told = tuple(f"{split}: {line}" for split, summary in summaries for line in summary.lines())
-    return Rows(data_facts(train), None if validation is None else data_facts(validation), told, assumed=False)
+    return Rows(
+        data_facts(train, config), None if validation is None else data_facts(validation, config), told, assumed=False
+    )
 
 
 def assumed_rows(config: RunConfig, seq_length: int) -> Rows:

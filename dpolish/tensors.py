@@ -106,7 +106,12 @@ class Layout:
 
     def __post_init__(self) -> None:
         end = 0
+        way: list[int] = []
         for number, node in enumerate(self.nodes):
+            while way and node.parent != way[-1]:
+                way.pop()
+            assert way or node.parent is None, "nodes lie depth first"
+            way.append(number)
             assert node.start >= end, "nodes lie in order and do not overlap"
             assert node.length > 0
             end = node.end

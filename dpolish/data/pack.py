@@ -65,7 +65,14 @@ class Packing:
 
         A part may have fewer micro-batches than another: one that has few rows, or none.
         """
-        dealt = even(self._sizes(examples), parts)
+        sizes = self._sizes(examples)
+        deals = [self._split_deal(examples, even(sizes, parts))]
+        if any(sizes.common):  # a rank with several micro-batches computes in each what it was thought to compute once
+            deals.append(self._split_deal(examples, even(Sizes.of(sizes.alone), parts)))
+        return min(deals, key=lambda deal: max(sum(map(sizes.together, part)) for part in deal))
+
+    def _split_deal(self, examples: Sequence[Example], dealt: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+        """The micro-batches of every part, as many as of the others."""
         split = [self.split([examples[index] for index in part]) for part in dealt]
         passes = max((len(batches) for batches in split), default=0)
         split = [
@@ -93,21 +100,26 @@ class Sizes:
     common: tuple[list[int], ...]
     """For each example the runs that it shares with others."""
     runs: npt.NDArray[np.int64]
-    """Tokens of every run."""
+    """Tokens of every run that is shared."""
     own: tuple[int, ...]
     """For each example the tokens that it shares with no other."""
+    order: tuple[int, ...]
+    """The examples in such an order that those with much in common stand together."""
 
     @staticmethod
     def of(alone: Sequence[int], tree: PrefixTree | None = None) -> "Sizes":
         """From the tokens of each example by itself, and what their prompts have in common."""
         if tree is None:
-            return Sizes(tuple(alone), tuple([] for _ in alone), np.zeros(0, dtype=np.int64), tuple(alone))
+            none: tuple[list[int], ...] = tuple([] for _ in alone)
+            return Sizes(tuple(alone), none, np.zeros(0, dtype=np.int64), tuple(alone), tuple(range(len(alone))))
         ways = [tree.way(prompt) for prompt in range(len(alone))]
         uses = Counter(run for way in ways for run in way)
-        runs = np.array([len(run.tokens) for run in tree.runs], dtype=np.int64)
-        common = tuple([run for run in way if uses[run] > 1] for way in ways)
+        shared = [run for run, count in uses.items() if count > 1]
+        numbers = {run: number for number, run in enumerate(shared)}
+        runs = np.array([len(tree.runs[run].tokens) for run in shared], dtype=np.int64)
+        common = tuple([numbers[run] for run in way if run in numbers] for way in ways)
         own = (size - int(runs[way].sum()) for size, way in zip(alone, common, strict=True))
-        return Sizes(tuple(alone), common, runs, tuple(own))
+        return Sizes(tuple(alone), common, runs, tuple(own), tree.order)
 
     @property
     def by_size(self) -> list[int]:
@@ -145,7 +157,7 @@ class _Bins:
 
 
 EVEN_MAY_TAKE = 1.05
-"""Times the tokens of the first-fit bins: rows that share a prompt lie together there more often."""
+"""Times the tokens of the bins that hold fewest: evenly dealt, rows that share a prompt lie apart more often."""
 
 
 def even(sizes: Sizes, parts: int) -> list[list[int]]:
@@ -166,27 +178,30 @@ def even(sizes: Sizes, parts: int) -> list[list[int]]:
 
 
 def fill(sizes: Sizes, budget: int, at_least: int = 0) -> list[list[int]]:
-    """Examples in bins of at most `budget` tokens, an oversized one alone: first-fit decreasing, then even.
+    """Examples in bins of at most `budget` tokens, an oversized one alone: in few bins with few tokens, then even.
 
-    First-fit finds how many bins are needed; dealing the examples evenly to that many (or to `at_least`) evens out time
-    and memory. Where the even deal would overflow a bin, or keeps apart too much that is shared, the first-fit one
-    stands.
+    The bins are those of first-fit decreasing, or where these hold more tokens, those that are filled one after the
+    other with what begins alike. Dealing the examples evenly to that many (or to `at_least`) evens out time and memory;
+    where that would overflow a bin, or keep apart too much that is shared, the others stand.
     """
     count = len(sizes.alone)
-    first_fit = _first_fit(sizes, budget)
-    dealt = even(sizes, max(len(first_fit), min(at_least, count)))
-    loads = [sizes.together(members) for members in dealt]
-    if all(len(members) == 1 or load <= budget for members, load in zip(dealt, loads, strict=True)):
-        fewest = sum(map(sizes.together, first_fit))
-        if sum(loads) <= EVEN_MAY_TAKE * fewest:
-            return dealt
-    while len(first_fit) < len(dealt):
-        fullest = max(first_fit, key=len)
-        first_fit.append([fullest.pop() for _ in range(len(fullest) // 2)])
-    return [sorted(members) for members in first_fit]
+
+    def tokens(bins: Sequence[Sequence[int]]) -> int:
+        return sum(map(sizes.together, bins))
+
+    packed = min((_first_fit(sizes, budget), _next_fit(sizes, budget)), key=lambda bins: (tokens(bins), len(bins)))
+    dealt = even(sizes, max(len(packed), min(at_least, count)))
+    fits = all(len(members) == 1 or sizes.together(members) <= budget for members in dealt)
+    if fits and tokens(dealt) <= EVEN_MAY_TAKE * tokens(packed):
+        return dealt
+    while len(packed) < len(dealt):
+        fullest = max(packed, key=len)
+        packed.append([fullest.pop() for _ in range(len(fullest) // 2)])
+    return [sorted(members) for members in packed]
 
 
 def _first_fit(sizes: Sizes, budget: int) -> list[list[int]]:
+    """Decreasing: each example in the first bin that has room for what it adds."""
     bins = _Bins(sizes, len(sizes.alone))
     opened = 0
     for index in sizes.by_size:
@@ -196,6 +211,22 @@ def _first_fit(sizes: Sizes, budget: int) -> list[list[int]]:
         opened = max(opened, place + 1)
         bins.add(index, place, int(loads[place]))
     return bins.members[:opened]
+
+
+def _next_fit(sizes: Sizes, budget: int) -> list[list[int]]:
+    """One bin after the other, with examples that have much in common one after the other."""
+    bins: list[list[int]] = []
+    held: set[int] = set()
+    load = 0
+    for index in sizes.order:
+        added = sizes.own[index] + sum(int(sizes.runs[run]) for run in sizes.common[index] if run not in held)
+        if not bins or load + added > budget:
+            bins.append([])
+            held, load, added = set(), 0, sizes.alone[index]
+        bins[-1].append(index)
+        held.update(sizes.common[index])
+        load += added
+    return bins
 
 
 def collate(

@@ -15,9 +15,6 @@ TokenIds = npt.NDArray[np.int32]
 LEAST_SHARED = 8
 """Prompts that begin alike with fewer tokens stay apart: these are not worth another range of keys in attention."""
 
-ALIKE_ROWS = 64
-"""Rows that are taken for a batch where none is known: NeMo-Aligner's default in DPO."""
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -72,9 +69,9 @@ class PrefixTree:
         return way[::-1]
 
 
-def tokens_alike(prompts: Sequence[TokenIds]) -> int:
-    """How many tokens are saved where batches of ALIKE_ROWS, in the given order, compute them once."""
-    batches = (prompts[first : first + ALIKE_ROWS] for first in range(0, len(prompts), ALIKE_ROWS))
+def tokens_alike(prompts: Sequence[TokenIds], batch_size: int) -> int:
+    """How many tokens are saved where batches in the given order compute once what their prompts begin with alike."""
+    batches = (prompts[first : first + batch_size] for first in range(0, len(prompts), batch_size))
     return sum(sum(map(len, batch)) - PrefixTree.of(batch).num_tokens for batch in batches)
 
 

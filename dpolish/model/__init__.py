@@ -1,4 +1,4 @@
 """From tokens to log-probabilities.
 
-Loading, branch attention, the chunked head, and the checks that none of it is silently wrong.
+Loading, attention over a tree, the chunked head, and the checks that none of it is silently wrong.
 """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpolish.data.pack import Packing, collate
+from dpolish.data.prefixes import LEAST_SHARED
 from dpolish.errors import ModelError
 from dpolish.machine import out_of_memory
 from dpolish.model.attention import ATTENTION_NAME, Geometry
@@ -45,6 +46,8 @@ def verified(
     under `on` it is refused. Raises ModelError.
     """
     probe = probe_examples(examples, policy)
+    if packing.shared and packing.token_budget is not None:
+        probe += relatives(examples)
     name = policy.name
     finding = examine(policy, packing, probe)
     if finding.sound:
@@ -115,6 +118,20 @@ def probe_examples(examples: Sequence[Example], policy: Policy, count: int = 2, 
     if any(isinstance(size, int) and size < by_length[-1].longest for size in reach):
         probe = [*probe, by_length[-1]]
     return probe
+
+
+def relatives(examples: Sequence[Example]) -> list[Example]:
+    """Three rows that begin alike up to two places, made of the shortest one whose prompt has room for it.
+
+    The first is that row; rows of the data may share as much, or those that were picked from them nothing.
+    """
+    long = [example for example in examples if len(example.prompt) >= 3 * LEAST_SHARED]
+    if not long:
+        return []
+    example = min(long, key=lambda example: example.longest)
+    size = len(example.prompt)
+    parted = (np.append(example.prompt[:at], np.roll(example.prompt[at:], 1)) for at in (size // 2, 3 * size // 4))
+    return [example, *(replace(example, prompt=prompt) for prompt in parted)]
 
 
 def examine(policy: Policy, packing: Packing, probe: Sequence[Example]) -> Finding:

@@ -176,6 +176,30 @@ def test_the_startup_check_sees_wrong_arithmetic(loaded: Loaded, fault: str, mon
         verified(policy, SHARED, random_examples(8), "on")
 
 
+def test_the_startup_check_shares_a_beginning_whatever_the_shortest_rows_are(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Demonstrations with one system prompt, but for the two shortest; a fault where one row goes on from another."""
+    from dpolish.model.attention import segments
+
+    def one(example: Example) -> Example:
+        return replace(example, completions=example.completions[:1], rewards=(1.0,))
+
+    long = random_examples(12, longest=60)
+    head = np.arange(3, 63, dtype=np.int32)
+    rows = [one(replace(row, prompt=np.concatenate([head, row.prompt]))) for row in long]
+    rows += [one(row) for row in random_examples(60, seed=1, longest=50) if 48 <= row.num_tokens < 60][:2]
+    policy = loaded("llama", torch.float32)
+    assert verified(policy, SHARED, rows, "on")[0] is policy
+
+    def forgetful(layout: Layout) -> tuple[Tail, ...]:
+        return tuple(tail if tail.whole else replace(tail, keys=tail.keys[-1:]) for tail in tails(layout))
+
+    monkeypatch.setattr(segments, "tails", forgetful)
+    with pytest.raises(ModelError, match="differ from the model's own"):
+        verified(policy, SHARED, rows, "on")
+
+
 def test_a_layer_that_skips_the_function_is_noticed(loaded: Loaded) -> None:
     policy = loaded("llama", torch.float32)
     policy.model.model.layers[1].self_attn.config = type(policy.model.config)(**policy.model.config.to_dict())

@@ -4,6 +4,7 @@ Lengths are in tokens where a model is given, in characters otherwise. A record 
 to 20 bytes.
 """
 
+import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpolish.data.prefixes import ALIKE_ROWS, TokenIds, tokens_alike
+from dpolish.data.prefixes import TokenIds, tokens_alike
+
+BATCH_ROWS = 64
+"""Rows that are taken for a batch: NeMo-Aligner's default in DPO."""
+SAMPLED_PROMPTS = 64 * BATCH_ROWS
+"""Prompts that are kept to see what those of a shuffled batch have in common."""
 
 LIMITS = (512, 1024, 2048, 4096, 8192)
 """Sequence lengths that the truncation table has."""
@@ -136,7 +142,10 @@ class Savings:
     shared: int
     """The prompt once for both answers, without padding."""
     alike: int
-    """Besides, what prompts begin with alike once in every ALIKE_ROWS rows: about what dpolish computes."""
+    """Besides, what prompts begin with alike once in every BATCH_ROWS rows: about what dpolish computes.
+
+    Estimated from a random sample of the prompts, in random order, as training shuffles them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +196,8 @@ class Measures:
         self._truncation = {limit: [0, 0, 0, 0] for limit in LIMITS}
         self._savings = [0, 0, 0]
         self._prompts: list[TokenIds] = []
-        self._alike = 0
+        self._seen = self._prompt_tokens = 0
+        self._random = random.Random(0)
 
     def add(self, lengths: Sequence[int], rewards: tuple[float, float] | None) -> None:
         """Take one record in: the length of each part, and the two rewards where it has them."""
@@ -208,19 +218,23 @@ class Measures:
         self._savings[0] += longest * len(tokens.wholes)
         self._savings[1] += whole
         self._savings[2] += whole - len(tokens.prompt) * (len(tokens.wholes) - 1)
-        self._prompts.append(tokens.prompt)
-        if len(self._prompts) == ALIKE_ROWS:
-            self._meet()
+        self._prompt_tokens += len(tokens.prompt)
+        self._sample(tokens.prompt)
 
     def _saved(self) -> Savings:
-        self._meet()
         padded, packed, shared = self._savings
-        return Savings(padded, packed, shared, shared - self._alike)
+        self._random.shuffle(self._prompts)
+        sampled = sum(map(len, self._prompts))
+        share = tokens_alike(self._prompts, BATCH_ROWS) / sampled if sampled else 0.0
+        return Savings(padded, packed, shared, shared - round(share * self._prompt_tokens))
 
-    def _meet(self) -> None:
-        """Count what the prompts in hand have in common."""
-        self._alike += tokens_alike(self._prompts)
-        self._prompts = []
+    def _sample(self, prompt: TokenIds) -> None:
+        """Keep a uniform sample of all prompts (Vitter 1985, ACM Trans. Math. Softw. 11, algorithm R)."""
+        self._seen += 1
+        if len(self._prompts) < SAMPLED_PROMPTS:
+            self._prompts.append(prompt)
+        elif (place := self._random.randrange(self._seen)) < SAMPLED_PROMPTS:
+            self._prompts[place] = prompt
 
     def statistics(self) -> Statistics:
         """The numbers, once all records have been taken in."""

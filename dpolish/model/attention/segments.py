@@ -4,6 +4,7 @@ One causal call for `[prompt | chosen]`; one for `[rejected]` against `[prompt |
 corner of a larger one. So it goes for all that continues what others continue too.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,7 @@ class Piece:
 def pieces_of(found: Sequence[Tail], window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
     """The calls that cover a layout's tails: whole sequences causal, ends of others in chunks of queries, masked."""
     corner = _causal_corner(max((tail.length for tail in found), default=0), dtype)
+    banded = functools.cache(partial(_banded, dtype=dtype))  # tails of other lengths have the same in their middles
 
     def calls(tail: Tail) -> Iterator[Call]:
         if tail.whole and not binds(window, tail):
@@ -57,7 +59,7 @@ def pieces_of(found: Sequence[Tail], window: int | None, dtype: torch.dtype) -> 
                 yield Call((place + first, count), (0, end), corner[-count:, -end:])
             else:  # nor are those that its first query is too far from
                 begin = max(0, end - count - window + 1)
-                yield Call((place + first, count), (begin, end - begin), _banded(count, end - begin, window, dtype))
+                yield Call((place + first, count), (begin, end - begin), banded(count, end - begin, window))
 
     return tuple(Piece(tail, tuple(calls(tail))) for tail in found)
 
@@ -104,7 +106,9 @@ class _SegmentAttention(torch.autograd.Function):
         """Gradients of query, key and value."""
         query, key, value, out, *sums = ctx.saved_tensors  # type: ignore[attr-defined]
         pieces, scale = ctx.pieces, ctx.scale  # type: ignore[attr-defined]
-        dq, dk, dv = (side.new_zeros(side.transpose(1, 2).shape).transpose(1, 2) for side in (query, key, value))
+        dq = query.new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
+        wide = torch.promote_types(key.dtype, torch.float32)  # hundreds of tails may add to a key
+        dk, dv = (side.new_zeros(side.transpose(1, 2).shape, dtype=wide).transpose(1, 2) for side in (key, value))
         logsumexps = iter(sums)
         for piece in pieces:
             q, o, do, to = (_row(side, piece.tail) for side in (query, out, grads[0].transpose(1, 2), dq))
@@ -119,7 +123,7 @@ class _SegmentAttention(torch.autograd.Function):
                 to.narrow(2, *at).copy_(part_q)  # each query is in one call; keys are in several
                 _add_to_keys(dk, part_k, piece.tail, call.keys[0])
                 _add_to_keys(dv, part_v, piece.tail, call.keys[0])
-        return dq, dk, dv, None, None
+        return dq, dk.to(key.dtype), dv.to(value.dtype), None, None
 
 
 def _row(side: Tensor, tail: Tail) -> Tensor:

@@ -3,14 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpolish.data.check.statistics import (
-    LIMITS,
-    LengthBias,
-    Lengths,
-    Measures,
-    TokenLengths,
-)
-from dpolish.data.prefixes import ALIKE_ROWS
+from dpolish.data.check.statistics import BATCH_ROWS, LIMITS, LengthBias, Lengths, Measures, TokenLengths
 
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=30)
 
@@ -82,7 +75,7 @@ def test_savings_count_what_the_prompts_of_every_batch_begin_with() -> None:
     """Two system prompts of 20 tokens, one of them continued; a batch knows nothing of the one before it."""
     measures = Measures("tokens", ("prompt", "chosen", "rejected"))
     heads = [np.arange(20), np.arange(20), np.concatenate([np.arange(20), [7, 8]]), np.arange(100, 120)]
-    for row in range(2 * ALIKE_ROWS):
+    for row in range(2 * BATCH_ROWS):
         prompt = np.append(heads[row % 4], 1000 + row).astype(np.int32)
         sizes = len(prompt), 2, 3
         measures.add(sizes, None)
