@@ -178,7 +178,7 @@ class TokenLengths:
 
     parts: tuple[int, ...]
     """Tokens of each part that statistics are kept of."""
-    prompt: TokenIds
+    prompt: Sequence[int]
     """The tokens that all answers share."""
     wholes: tuple[int, ...]
     """Tokens of the prompt with each answer."""
@@ -228,13 +228,13 @@ class Measures:
         share = tokens_alike(self._prompts, BATCH_ROWS) / sampled if sampled else 0.0
         return Savings(padded, packed, shared, shared - round(share * self._prompt_tokens))
 
-    def _sample(self, prompt: TokenIds) -> None:
+    def _sample(self, prompt: Sequence[int]) -> None:
         """Keep a uniform sample of all prompts (Vitter 1985, ACM Trans. Math. Softw. 11, algorithm R)."""
         self._seen += 1
         if len(self._prompts) < SAMPLED_PROMPTS:
-            self._prompts.append(prompt)
+            self._prompts.append(np.array(prompt, dtype=np.int32))
         elif (place := self._random.randrange(self._seen)) < SAMPLED_PROMPTS:
-            self._prompts[place] = prompt
+            self._prompts[place] = np.array(prompt, dtype=np.int32)
 
     def statistics(self) -> Statistics:
         """The numbers, once all records have been taken in."""

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from dpolish.data.check.ends import MISSING_END, lacks_end
 from dpolish.data.check.findings import Check, Severity, declare
 from dpolish.data.check.record import Record
@@ -215,9 +213,9 @@ def token_lengths(tokens: Tokens) -> TokenLengths:
     """The sizes of a tokenised record."""
     if isinstance(tokens, TokenConversation):
         first = next((index for index, trained in enumerate(tokens.trained) if trained), len(tokens.tokens))
-        prompt = np.array(tokens.tokens[:first], dtype=np.int32)
+        prompt = tokens.tokens[:first]
         return TokenLengths((first, sum(tokens.trained)), prompt, (tokens.longest,), (first,))
     shared = min(tokens.starts)
     wholes = (len(tokens.answers[0]), len(tokens.answers[1]))
-    prompt = np.array(tokens.answers[0][:shared], dtype=np.int32)
+    prompt = tokens.answers[0][:shared]
     return TokenLengths((shared, wholes[0] - shared, wholes[1] - shared), prompt, wholes, tokens.starts)

@@ -41,7 +41,7 @@ def test_truncation_and_savings(content: list[tuple[int, int, int]]) -> None:
     for prompt, chosen, rejected in content:
         wholes, starts = (prompt + chosen, prompt + rejected), (prompt, prompt)
         measures.add((prompt, chosen, rejected), None)
-        measures.add_tokens(TokenLengths((prompt, chosen, rejected), np.arange(prompt, dtype=np.int32), wholes, starts))
+        measures.add_tokens(TokenLengths((prompt, chosen, rejected), range(prompt), wholes, starts))
     found = measures.statistics()
     assert found.savings is not None
     assert found.savings.padded == sum(2 * (p + max(c, r)) for p, c, r in content)
@@ -76,7 +76,7 @@ def test_savings_count_what_the_prompts_of_every_batch_begin_with() -> None:
     measures = Measures("tokens", ("prompt", "chosen", "rejected"))
     heads = [np.arange(20), np.arange(20), np.concatenate([np.arange(20), [7, 8]]), np.arange(100, 120)]
     for row in range(2 * BATCH_ROWS):
-        prompt = np.append(heads[row % 4], 1000 + row).astype(np.int32)
+        prompt = [*heads[row % 4].tolist(), 1000 + row]
         sizes = len(prompt), 2, 3
         measures.add(sizes, None)
         measures.add_tokens(TokenLengths(sizes, prompt, (len(prompt) + 2, len(prompt) + 3), (len(prompt),) * 2))
