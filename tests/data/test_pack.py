@@ -140,6 +140,25 @@ def test_ranks_compute_a_prompt_more_than_once_where_that_ends_sooner() -> None:
     assert even(Sizes.of([35] * 4, PrefixTree.of(prompts)), 2) == [[0, 2], [1, 3]]
 
 
+def test_what_has_much_in_common_is_packed_together_whatever_its_size() -> None:
+    """Ten prompts of four rows each: by size alone every bin would hold several of them in part."""
+    prompts = [np.full(40, row % 10, dtype=np.int32) for row in range(40)]
+    sizes = Sizes.of([40 + 5 + row // 10 * 3 for row in range(40)], PrefixTree.of(prompts))
+    bins = fill(sizes, 160)
+    assert sum(map(sizes.together, bins)) == sizes.together(range(40))
+
+
+def test_a_deal_counts_what_ranks_really_compute() -> None:
+    """A long prompt is computed in each micro-batch of a rank: as if once, the deal would leave one with 228 tokens."""
+    long = [_pair(60, 5, length) for length in [3, 7, 11, 12, 3, 4]]
+    short = [_pair(2, length, 10) for length in [13, 46, 52, 59, 5, 6]]
+    packing, members = Packing(shared=True, token_budget=90, micro_batch_size=1), [*long, *short]
+    loads = [
+        sum(packing.tokens([members[index] for index in batch]) for batch in part) for part in packing.deal(members, 3)
+    ]
+    assert max(loads) == 168
+
+
 @given(st.lists(examples(), min_size=1, max_size=12), packings())
 def test_a_split_keeps_examples_whole_and_within_the_budget(members: list[Example], packing: Packing) -> None:
     parts = packing.split(members)

@@ -4,7 +4,7 @@ Eleven rows in batches of four, five validation rows: some ranks have nothing to
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,15 @@ def build(name: str, folder: Path) -> Path:
     return folder
 
 
+def begun_alike(rows: Sequence[tiny.Row]) -> list[tiny.Row]:
+    """Prompts that begin alike, but for every fourth; one is another's beginning, and the last is the second again."""
+    head = " ".join(tiny.WORDS[:8])
+    begun = [{**row, "prompt": f"{head} {row['prompt']}"} if index % 4 else row for index, row in enumerate(rows)]
+    begun[3] = {**begun[3], "prompt": f"{begun[1]['prompt']} {rows[3]['prompt']}"}
+    begun[-1] = {**begun[-1], "prompt": begun[1]["prompt"]}
+    return begun
+
+
 def train(setup: tiny.Setup, output: Path, *overrides: str) -> Records:
     """One rank's records, without what the clock says."""
     logging.disable_progress_bar()
@@ -97,7 +106,7 @@ def train(setup: tiny.Setup, output: Path, *overrides: str) -> Records:
 
 @dataclass(slots=True)
 class Alone:
-    """A run on one rank, which the others must equal."""
+    """A run on one rank that shares no prompt, which the others must equal."""
 
     setup: tiny.Setup
     records: Records
@@ -116,10 +125,10 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     setup = tiny.Setup(
         build(request.param, folder / "model"),
-        tiny.write_rows(folder / "train.jsonl", tiny.rows(11)),
-        tiny.write_rows(folder / "validation.jsonl", tiny.rows(5, seed=1)),
+        tiny.write_rows(folder / "train.jsonl", begun_alike(tiny.rows(11))),
+        tiny.write_rows(folder / "validation.jsonl", begun_alike(tiny.rows(5, seed=1))),
     )
-    (records,) = run_ranks(1, train, setup, folder / "one")
+    (records,) = run_ranks(1, train, setup, folder / "one", "model.prefix_sharing=off")
     return Alone(setup, records, load_file(folder / "one/model/model.safetensors"), folder)
 
 

@@ -243,6 +243,26 @@ def test_lower_precision_is_near(backend: str, dtype: torch.dtype) -> None:
     )
 
 
+def test_many_tails_add_to_a_key_without_losing_bits() -> None:
+    """256 answers to one prompt in bfloat16: the sum of their gradients is no worse than each of them."""
+    where = layout(1, 8 + 256 * 2, (0, answers(8, *[2] * 256)))
+    sides = [side.to(torch.bfloat16) for side in inputs(where)]
+    upstream = torch.ones(where.rows, where.width, HEADS, SIZE, dtype=torch.bfloat16)
+
+    def of_keys(dtype: torch.dtype) -> Tensor:
+        leaves = [side.to(dtype).requires_grad_() for side in sides]
+        out = run("segments", where, spec(), leaves)
+        return torch.autograd.grad((out * upstream.to(dtype)).sum(), leaves)[2][:, :, :8].double()
+
+    truth = of_keys(torch.float64)
+    assert float((of_keys(torch.bfloat16) - truth).norm() / truth.norm()) < 5e-3
+
+
+def test_a_layout_lies_depth_first() -> None:
+    with pytest.raises(AssertionError, match="depth first"):
+        Layout(1, 6, (Node(0, 2, None), Node(2, 2, None), Node(4, 2, 0)))
+
+
 def test_what_is_derived_from_a_layout_is_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int | None] = []
     original: Callable[..., tuple[segments.Piece, ...]] = segments.pieces_of
