@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from dpolish import assemble
-from dpolish.assemble import require_same_data
+from dpolish.assemble import data_facts, require_same_data
+from dpolish.config.compose import compose
+from dpolish.config.schema import DpoConfig
+from dpolish.data.ingest import Ingested
+from dpolish.data.kinds import PairCounts
+from dpolish.data.pack import Packing
+from dpolish.data.summary import DataSummary
 from dpolish.errors import ConfigError
 from dpolish.machine import choose_device
 from dpolish.tensors import Example
 from dpolish.world import ALONE, World
-from tests.examples import random_examples
+from tests.examples import alike_examples, random_examples
 
 
 def rank(number: int, size: int) -> World:
@@ -83,3 +89,14 @@ def test_rows_differ_also_in_what_is_scored_and_in_rewards(monkeypatch: pytest.M
         require_same_data(Rows((variant,)), None)  # type: ignore[arg-type]
     assert len(set(seen)) == 3
     assert seen[0] == seen[3]
+
+
+@pytest.mark.parametrize("override", ["model.prefix_sharing=off", "model.data.packing=false"])
+def test_nothing_is_alike_where_nothing_is_shared(override: str) -> None:
+    examples = alike_examples(8)
+    part = Ingested(tuple(examples), (), (), PairCounts.of, DataSummary((), {}, {}, (), PairCounts.of(examples)))
+    asked = ["model.global_batch_size=8"]
+    shared = data_facts(part, compose(root=DpoConfig, overrides=asked, model="m", train=["t"]).config)
+    assert shared.packed_tokens == Packing(True, 10_000, 1).tokens(examples) < shared.tokens
+    alone = data_facts(part, compose(root=DpoConfig, overrides=[*asked, override], model="m", train=["t"]).config)
+    assert alone == replace(shared, alike=0)
