@@ -117,8 +117,8 @@ class Layout:
             end = node.end
             assert node.start // self.width == (end - 1) // self.width, "a node never crosses a row"
             if node.parent is not None:
-                assert node.parent < number, "a node stands behind what it continues"
-                assert self.nodes[node.parent].start // self.width == node.start // self.width, "in the same row"
+                row = self.nodes[node.parent].start // self.width
+                assert row == node.start // self.width, "a node lies in the row of what it continues"
         assert end <= self.rows * self.width
 
     def ways(self) -> list[tuple[int, ...]]:

@@ -4,10 +4,9 @@ One causal call for `[prompt | chosen]`; one for `[rejected]` against `[prompt |
 corner of a larger one. So it goes for all that continues what others continue too.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class Piece:
 def pieces_of(found: Sequence[Tail], window: int | None, dtype: torch.dtype) -> tuple[Piece, ...]:
     """The calls that cover a layout's tails: whole sequences causal, ends of others in chunks of queries, masked."""
     corner = _causal_corner(max((tail.length for tail in found), default=0), dtype)
-    banded = functools.cache(partial(_banded, dtype=dtype))  # tails of other lengths have the same in their middles
+    banded = cache(partial(_banded, dtype=dtype))  # tails of other lengths have the same in their middles
 
     def calls(tail: Tail) -> Iterator[Call]:
         if tail.whole and not binds(window, tail):

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpolish.data.check import statistics
 from dpolish.data.check.statistics import BATCH_ROWS, LIMITS, LengthBias, Lengths, Measures, TokenLengths
 
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=30)
@@ -89,3 +90,18 @@ def test_savings_count_what_the_prompts_of_every_batch_begin_with() -> None:
             15 * 20,
         )
     )
+
+
+def test_savings_of_many_rows_are_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten rows in a row with one prompt each, which a shuffled batch seldom brings together; one head for all."""
+    monkeypatch.setattr(statistics, "SAMPLED_PROMPTS", 10 * BATCH_ROWS)
+    measures = Measures("tokens", ("prompt", "chosen", "rejected"))
+    rows = 100 * BATCH_ROWS
+    for row in range(rows):
+        prompt = [*range(20), *range(100 + row // 10, 200 + row // 10)]
+        measures.add((120, 2, 3), None)
+        measures.add_tokens(TokenLengths((120, 2, 3), prompt, (122, 123), (120, 120)))
+    savings = measures.statistics().savings
+    assert savings is not None
+    heads = rows * 20 * (BATCH_ROWS - 1) / BATCH_ROWS
+    assert heads <= savings.shared - savings.alike <= 2 * heads, "in file order six times as much"
